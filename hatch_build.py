@@ -19,7 +19,8 @@ class CustomBuildHook(BuildHookInterface):
         proto = SRC / "nacre/wire/cri.proto"
         if _stale(proto.with_name("cri_pb2.py"), proto):
             subprocess.run(
-                [sys.executable, "-m", "grpc_tools.protoc", f"-I{SRC}", f"--python_out={SRC}", f"--pyi_out={SRC}", proto], check=True
+                [sys.executable, "-m", "grpc_tools.protoc", f"-I{SRC}", f"--python_out={SRC}", f"--pyi_out={SRC}", proto],
+                check=True,
             )
         extractor, definitions = SRC / "nacre/api/extract.py", SRC / "nacre/api/definitions.json.gz"
         if _stale(definitions, extractor):

@@ -87,7 +87,7 @@ class Config:
 
     @property
     def instance(self) -> str:
-        """"nacre", or "nacre-" and six hex digits of the prefix: what kernel objects of this node are called."""
+        """ "nacre", or "nacre-" and six hex digits of the prefix: what kernel objects of this node are called."""
         return "nacre" if not self.prefix else "nacre-" + hashlib.sha256(self.prefix.encode()).hexdigest()[:6]
 
     @property
@@ -123,7 +123,8 @@ def load(prefix: str | None = None) -> Config:
         name: _typed(HandlerConfig, table, f"handlers.{name}", path) for name, table in document.pop("handlers", {}).items()
     }
     kata = _typed(KataConfig, document.pop("kata", {}), "kata", path)
-    return _typed(Config, defaults | document | {"handlers": handlers, "kata": kata}, "", path)
+    config: Config = _typed(Config, defaults | document | {"handlers": handlers, "kata": kata}, "", path)
+    return config
 
 
 def _typed(kind: type, table: dict[str, Any], where: str, path: str) -> Any:

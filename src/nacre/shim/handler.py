@@ -20,7 +20,9 @@ class Sandbox:
     directory: str  # STATE/pods/ID: ns/, shm/, shim.json, containers/
     hostname: str
     cgroups_path: str  # the pod's cgroup, as an OCI cgroupsPath
-    namespaces: dict[str, str]  # kind (network, ipc, uts, pid, user) → path to join, "" to make and pin under directory/ns; absent: the host's
+    namespaces: dict[
+        str, str
+    ]  # kind (network, ipc, uts, pid, user) → path to join, "" to make and pin under directory/ns; absent: the host's
     sysctls: dict[str, str] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)  # OCI linux.resources of the whole pod; kata sizes its VM by it
     overhead: dict[str, Any] = field(default_factory=dict)
