@@ -1,0 +1,120 @@
+"""Paths that cannot escape: everything below a root is reached through openat2(2), whatever links the container left there."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from enum import IntFlag
+
+from nacre.linux.libc import AT_FDCWD, SyscallError, syscall
+
+
+class Resolve(IntFlag):
+    """openat2(2), `struct open_how.resolve`."""
+
+    NO_XDEV = 0x01
+    NO_MAGICLINKS = 0x02
+    NO_SYMLINKS = 0x04
+    BENEATH = 0x08
+    IN_ROOT = 0x10
+    CACHED = 0x20
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+_IN_ROOT = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
+
+
+def openat2(directory: int, path: str, flags: int, mode: int = 0, resolve: Resolve = _IN_ROOT) -> int:
+    """Open `path` seen from descriptor `directory`; the caller owns the result. Raises SyscallError naming the path.
+
+    EAGAIN (a rename raced with "..") is retried a few times, as the manual asks.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for attempt in range(32):
+        try:
+            return syscall("openat2", directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+        except SyscallError as error:
+            if error.errno != errno.EAGAIN or attempt == 31:
+                raise
+    raise AssertionError("unreachable")
+
+
+def open_root(path: str) -> int:
+    """An O_PATH descriptor of directory `path`, to be a root for the functions below."""
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def open_in(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
+    """Open `path` as if `root` were "/": links and ".." stay inside."""
+    return openat2(root, path, flags, mode)
+
+
+def make_directories_in(root: int, path: str, mode: int = 0o755) -> int:
+    """Make what is missing of directory `path` below `root`; answers an O_PATH descriptor of it.
+
+    Links on the way are followed inside the root. A dangling link or a file on the way raises SyscallError (ENOENT, ENOTDIR).
+    """
+    try:
+        return open_in(root, path, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    done = "/"
+    current = os.dup(root)
+    os.set_inheritable(current, False)
+    for part in path.split("/"):
+        if part in ("", "."):
+            continue
+        done = os.path.join(done, part)
+        try:
+            following = open_in(root, done, os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                os.close(current)
+                raise
+            try:
+                os.mkdir(part, mode, dir_fd=current)
+                following = open_in(root, done, os.O_PATH | os.O_DIRECTORY)
+            except OSError:
+                os.close(current)
+                raise
+        os.close(current)
+        current = following
+    return current
+
+
+def make_file_in(root: int, path: str, mode: int = 0o644) -> int:
+    """Make file `path` below `root`, with its directories, unless it is there; answers an O_PATH descriptor of it."""
+    try:
+        return open_in(root, path)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    head, name = os.path.split(path.rstrip("/"))
+    directory = make_directories_in(root, head or "/")
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory))
+    finally:
+        os.close(directory)
+    return open_in(root, path)
+
+
+def read_in(root: int, path: str, limit: int = 1 << 20) -> bytes:
+    """The first `limit` bytes of regular file `path` below `root`."""
+    fd = openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def magic(fd: int) -> str:
+    """The name under which calls that only take paths reach descriptor `fd`; needs the host's /proc."""
+    return f"/proc/self/fd/{fd}"
+
+
+__all__ = ["AT_FDCWD", "Resolve", "magic", "make_directories_in", "make_file_in", "open_in", "open_root", "openat2", "read_in"]

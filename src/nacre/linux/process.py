@@ -1,0 +1,180 @@
+"""Processes: prctl, pidfds, a fork that sets namespaces and cgroup in one call, execve for after a seccomp filter."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from enum import IntEnum
+
+from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind, syscall
+from nacre.linux.namespaces import Clone
+
+
+class Prctl(IntEnum):
+    """prctl(2)."""
+
+    SET_PDEATHSIG = 1
+    SET_DUMPABLE = 4
+    SET_KEEPCAPS = 8
+    SET_NAME = 15
+    CAPBSET_READ = 23
+    CAPBSET_DROP = 24
+    SET_SECCOMP = 22
+    SET_CHILD_SUBREAPER = 36
+    SET_NO_NEW_PRIVS = 38
+    GET_NO_NEW_PRIVS = 39
+    CAP_AMBIENT = 47
+
+
+_prctl = bind("prctl", Int, ULong, ULong, ULong, ULong)
+_prctl_name = bind("prctl", Int, CharP, ULong, ULong, ULong)
+
+
+def prctl(option: Prctl, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
+    try:
+        return _prctl(option, a, b, c, d)
+    except SyscallError as error:
+        raise SyscallError("prctl", error.errno or 0, option.name) from None
+
+
+def set_child_subreaper(*, enabled: bool = True) -> None:
+    """Orphaned descendants become this process's children."""
+    prctl(Prctl.SET_CHILD_SUBREAPER, int(enabled))
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Signal to get when the parent *thread* ends; 0 for none. Cleared by fork and by set-id execs."""
+    prctl(Prctl.SET_PDEATHSIG, number)
+
+
+def set_dumpable(*, enabled: bool) -> None:
+    """Whether others of the same user may look into this process (ptrace, /proc/PID/exe, fd, mem)."""
+    prctl(Prctl.SET_DUMPABLE, int(enabled))
+
+
+def set_no_new_privileges() -> None:
+    prctl(Prctl.SET_NO_NEW_PRIVS, 1)
+
+
+def set_name(name: str) -> None:
+    """The thread's name, 15 bytes; execve sets a new one."""
+    _prctl_name(Prctl.SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def pidfd_open(pid: int) -> int:
+    return syscall("pidfd_open", pid, 0, path=str(pid))
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    syscall("pidfd_send_signal", pidfd, number, None, 0)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, *, cloexec: bool = False) -> None:
+    """Close (or mark close-on-exec) every descriptor from `first` to `last`; before Linux 5.9 one by one."""
+    try:
+        syscall("close_range", first, last, 4 if cloexec else 0)
+    except SyscallError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+        for name in os.listdir("/proc/self/fd"):
+            if first <= int(name) <= last:
+                try:
+                    os.set_inheritable(int(name), False) if cloexec else os.close(int(name))
+                except OSError:
+                    continue  # the listing's own descriptor, gone by now
+
+
+class _CloneArgs(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"),
+            *("set_tid", "set_tid_size", "cgroup"),
+        )
+    ]
+
+
+def fork(flags: int = 0, *, cgroup: int = -1) -> int:
+    """fork(2) with clone3(2)'s flags: the child is born inside new namespaces, and in the v2 cgroup open as `cgroup`.
+
+    For single-threaded processes. Answers the child's pid, 0 in the child. With Clone.PARENT the child is a sibling.
+    """
+    arguments = _CloneArgs(flags=int(flags), exit_signal=0 if flags & Clone.PARENT else signal.SIGCHLD)
+    if cgroup >= 0:
+        arguments.flags |= int(Clone.INTO_CGROUP)
+        arguments.cgroup = cgroup
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid, error = -1, None
+    try:
+        pid = syscall("clone3", ctypes.byref(arguments), ctypes.sizeof(arguments))
+    except SyscallError as refused:
+        error = refused
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if error is not None:
+        raise error
+    return pid
+
+
+_execve = bind("execve", CharP, ctypes.c_void_p, ctypes.c_void_p, path=0)
+
+
+class Execution:
+    """An execve(2) made ready: nothing is allocated, encoded or looked up by `run`, as a seccomp filter may already be in force."""
+
+    def __init__(self, path: str, arguments: Sequence[str], environment: Sequence[str]) -> None:
+        self._path = os.fsencode(path)
+        self._argv = _array(arguments)
+        self._envp = _array(environment)
+
+    def run(self) -> None:
+        """Returns only by raising SyscallError."""
+        _execve(self._path, self._argv, self._envp)
+
+
+def _array(words: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * (len(words) + 1))(*(os.fsencode(word) for word in words), None)
+
+
+def status(pid: int) -> tuple[str, str, int] | None:
+    """(name, state letter, start time in clock ticks) of a process; None when there is none. proc(5), /proc/PID/stat."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return None
+        raise
+    opening, closing = text.index(b"("), text.rindex(b")")
+    fields = text[closing + 2 :].split()
+    return text[opening + 1 : closing].decode("latin-1"), fields[0].decode(), int(fields[19])
+
+
+def raise_loopback() -> None:
+    """Set interface lo up in the current network namespace; netdevice(7)."""
+    from fcntl import ioctl  # here and above all in the caller's preload: never first imported inside a container
+    from struct import pack, unpack_from
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        request = bytearray(pack("16sH22x", b"lo", 0))
+        ioctl(probe, 0x8913, request)  # SIOCGIFFLAGS
+        (flags,) = unpack_from("H", request, 16)
+        ioctl(probe, 0x8914, pack("16sH22x", b"lo", flags | 1))  # SIOCSIFFLAGS, IFF_UP
+
+
+def join_session_keyring(name: str) -> None:
+    """A new session keyring, so that the container does not hold its starter's keys. Kernels without keyrings have none to leak."""
+    try:
+        syscall("keyctl", 1, os.fsencode(name))  # KEYCTL_JOIN_SESSION_KEYRING
+    except SyscallError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT, errno.EACCES):
+            raise
