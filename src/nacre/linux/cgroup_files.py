@@ -1,0 +1,166 @@
+"""The files of one cgroup directory: reading, writing, removing; the failures that the kernel's refusals become."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+from nacre.linux.cgroup_layout import Hierarchy
+from nacre.linux.cgroup_values import Write
+from nacre.linux.process import pidfd_open
+from nacre.oci.errors import Failure
+
+UNLIMITED = 1 << 60  # no host has it: v1 writes "no limit" as a number beyond
+
+
+class LimitRefused(Failure):
+    """The kernel does not take a limit; the cause has the file, the value and the errno."""
+
+
+class CgroupBusy(Failure):
+    """A cgroup cannot be made, entered or removed as it is."""
+
+
+def inherit_cpuset(directory: str) -> None:
+    """v1: a new cpuset is empty, and an empty one can hold no process."""
+    parent = os.path.dirname(directory)
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not read(directory, name).strip():
+            write(directory, name, read(parent, name).strip())
+
+
+def set_limit(directory: str, limit: Write) -> None:
+    for name in limit.files:
+        try:
+            write(directory, name, limit.value)
+            return
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if limit.optional and error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
+                return
+            raise LimitRefused(
+                what=f"set {name} to {limit.value!r} in cgroup {directory}",
+                cause=f"write(2): {error.strerror} (errno {error.errno})",
+                evidence=_usage_evidence(directory, name),
+                remedy="raise the limit above what is in use"
+                if error.errno == errno.EBUSY and name.startswith("memory.")
+                else "",
+            ) from error
+    if not limit.optional:
+        raise LimitRefused(
+            what=f"set {limit.files[0]} to {limit.value!r} in cgroup {directory}",
+            cause=f"this kernel has no {' or '.join(limit.files)} there",
+            remedy="boot with swapaccount=1" if "memsw" in limit.files[0] or "swap" in limit.files[0] else "",
+        )
+
+
+def _usage_evidence(directory: str, name: str) -> tuple[str, ...]:
+    related = {
+        "memory": ("memory.current", "memory.usage_in_bytes"),
+        "cpuset": ("cpuset.cpus.effective", "cpuset.effective_cpus"),
+    }
+    lines = [f"{name} is now {read(directory, name).strip()!r}"]
+    for other in related.get(name.partition(".")[0], ()):
+        if text := read(directory, other).strip():
+            lines.append(f"{other} is {text}")
+    return tuple(lines)
+
+
+def granted(directory: str) -> set[str]:
+    return set(read(directory, "cgroup.subtree_control").split())
+
+
+def is_frozen(directory: str, hierarchy: Hierarchy) -> bool:
+    if hierarchy.version == 2:
+        return table(read(directory, "cgroup.events")).get("frozen") == 1
+    return read(directory, "freezer.state").strip() == "FROZEN"
+
+
+def processes(directory: str, *, recursive: bool) -> list[int]:
+    found = [int(word) for word in read(directory, "cgroup.procs").split()]
+    if recursive:
+        for below in _subdirectories(directory):
+            found += processes(below, recursive=True)
+    return found
+
+
+def _subdirectories(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def remove_tree(directory: str) -> bool:
+    """rmdir(2) from the leaves up; False while processes hold it."""
+    try:
+        os.rmdir(directory)
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
+    below = _subdirectories(directory)
+    if not below:
+        return False
+    removed = [remove_tree(one) for one in below]  # each of them, not up to the first that is held
+    return all(removed) and remove_tree(directory)
+
+
+def await_end(pids: list[int]) -> None:
+    """Until one of `pids` ends, at most a tenth of a second (an ended one may hold its cgroup a moment longer)."""
+    poll = select.poll()
+    opened: list[int] = []
+    try:
+        for pid in pids[:64]:
+            try:
+                opened.append(pidfd_open(pid))
+            except OSError:
+                continue
+            poll.register(opened[-1], select.POLLIN)
+        poll.poll(100 if opened else 1)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def read(directory: str, name: str) -> str:
+    """The file's text, "" where it cannot be read: figures of a cgroup that is going away are no error."""
+    try:
+        fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 1 << 20).decode()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def write(directory: str, name: str, value: str) -> None:
+    """One write(2), unbuffered: the kernel parses each alone and answers by errno."""
+    fd = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def table(text: str) -> dict[str, int]:
+    """Lines of "key number"."""
+    result: dict[str, int] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if value.strip().isdigit():
+            result[key] = int(value)
+    return result
+
+
+def number(text: str) -> int:
+    word = text.strip()
+    return UNLIMITED if word == "max" else int(word) if word.lstrip("-").isdigit() else 0

@@ -1,0 +1,409 @@
+"""A cgroup on all hierarchies of the host at once, whatever their versions. Layout and discovery: `cgroup_layout`.
+
+A cgroup is a path; per hierarchy it is a directory. Directories are made and removed here, and nothing is kept elsewhere: a kill
+between two writes leaves directories that `remove` takes away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import time
+from typing import Any
+
+from nacre.linux import cgroup_files as files
+from nacre.linux import cgroup_values, device_bpf
+from nacre.linux.cgroup_files import CgroupBusy, LimitRefused
+from nacre.linux.cgroup_layout import CgroupMissing, Hierarchy, Layout, discover, missing
+from nacre.linux.libc import owned
+from nacre.oci.errors import Failure
+
+__all__ = ["Cgroup", "CgroupBusy", "CgroupMissing", "Hierarchy", "Layout", "LimitRefused", "discover", "missing"]
+
+# Joined always; other v1 hierarchies (perf_event, net_cls, rdma …) only when a limit asks for them.
+_USED = frozenset({"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb"})
+_V2_WANTED = ("cpuset", "cpu", "io", "memory", "pids", "hugetlb")
+_WAIT_S = 10.0
+
+
+class Cgroup:
+    """The cgroup `path` (absolute, below the layout's root) of every hierarchy that counts."""
+
+    def __init__(self, layout: Layout, path: str) -> None:
+        self.layout = layout
+        self.path = "/" + os.path.normpath("/" + path).strip("/")
+        systemd = os.path.isdir("/run/systemd/system")
+        self._directories: list[tuple[Hierarchy, str]] = [
+            (hierarchy, layout.directory(hierarchy, self.path))
+            for hierarchy in layout.hierarchies
+            if hierarchy.version == 2 or hierarchy.controllers & _USED or (hierarchy.name == "systemd" and systemd)
+        ]
+        self._made: list[str] = []
+
+    # -- making and removing
+
+    def create(self) -> None:
+        """Make the directories, with their parents. Raises CgroupBusy, LimitRefused or OSError, then having undone what it made."""
+        try:
+            for hierarchy, directory in self._directories:
+                self._make(hierarchy, directory)
+        except BaseException:
+            self.undo()
+            raise
+
+    def _make(self, hierarchy: Hierarchy, directory: str) -> None:
+        if hierarchy.version == 2:
+            self._delegate(hierarchy, directory)
+        try:
+            os.mkdir(directory)
+            fresh = [directory]
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            fresh = self._make_with_parents(directory)
+        except OSError as error:
+            raise self._no_directory(directory, error) from error
+        self._made += fresh
+        if hierarchy.version == 1 and "cpuset" in hierarchy.controllers:
+            for made in fresh:
+                files.inherit_cpuset(made)
+
+    def _make_with_parents(self, directory: str) -> list[str]:
+        wanted = [directory]
+        while not os.path.isdir(os.path.dirname(wanted[-1])):
+            wanted.append(os.path.dirname(wanted[-1]))
+        made: list[str] = []
+        for one in reversed(wanted):
+            try:
+                os.mkdir(one)
+                made.append(one)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                self._made += made
+                raise self._no_directory(one, error) from error
+        return made
+
+    @staticmethod
+    def _no_directory(directory: str, error: OSError) -> Failure:
+        remedy = ""
+        if error.errno == errno.ENOSPC:  # ids of dead cgroups count until their last page is gone
+            remedy = (
+                "cgroup ids are used up, not the disk: compare num_cgroups in /proc/cgroups with 65535 and remove stale cgroups"
+            )
+        return CgroupBusy(
+            what=f"make cgroup {directory}", cause=f"mkdir(2): {error.strerror} (errno {error.errno})", remedy=remedy
+        )
+
+    def _delegate(self, hierarchy: Hierarchy, directory: str) -> None:
+        """cgroup v2: have every ancestor hand its controllers down (cgroup.subtree_control)."""
+        wanted = [name for name in _V2_WANTED if name in hierarchy.controllers]
+        parents = [os.path.dirname(directory)]
+        while len(parents[-1]) > len(hierarchy.mount):
+            parents.append(os.path.dirname(parents[-1]))
+        if not wanted or (os.path.isdir(parents[0]) and files.granted(parents[0]) >= set(wanted)):
+            return
+        for parent in reversed(parents):
+            if not os.path.isdir(parent):
+                os.mkdir(parent)
+                self._made.append(parent)
+            lacking = [name for name in wanted if name not in files.granted(parent)]
+            for name in lacking:
+                self._grant(parent, name)
+
+    def _grant(self, parent: str, name: str) -> None:
+        try:
+            files.write(parent, "cgroup.subtree_control", "+" + name)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return  # not offered by the level above: a limit that needs it will say so
+            what = f"hand the controller {name} down from cgroup {parent}"
+            if error.errno == errno.EBUSY:
+                held = files.read(parent, "cgroup.procs").split()
+                raise CgroupBusy(
+                    what=what,
+                    cause=f"it holds processes itself ({', '.join(held[:5]) or 'none visible'}), which cgroup v2 forbids (EBUSY)",
+                    remedy=f"move them to a leaf: mkdir {parent}/init && for p in $(cat {parent}/cgroup.procs);"
+                    f" do echo $p > {parent}/init/cgroup.procs; done",
+                ) from error
+            kind = files.read(parent, "cgroup.type").strip()
+            raise CgroupBusy(
+                what=what,
+                cause=f"write(2): {error.strerror} (errno {error.errno}); its cgroup.type is {kind or 'unknown'}",
+                remedy="use a cgroup of type domain as parent" if "thread" in kind or "invalid" in kind else "",
+            ) from error
+
+    def undo(self) -> None:
+        """Take away what `create` made, parents too where they are empty again."""
+        for directory in reversed(self._made):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                continue  # somebody else uses it by now
+        self._made.clear()
+
+    def exists(self) -> bool:
+        return any(os.path.isdir(directory) for _, directory in self._directories)
+
+    def remove(self) -> None:
+        """Remove the cgroup and those below it, waiting a while for ending processes. What is gone already is fine.
+
+        Raises CgroupBusy naming the processes that hold it.
+        """
+        deadline = time.monotonic() + _WAIT_S
+        for hierarchy, directory in self._directories:
+            while not files.remove_tree(directory):
+                holders = files.processes(directory, recursive=True)
+                if time.monotonic() > deadline:
+                    raise CgroupBusy(
+                        what=f"remove cgroup {directory}",
+                        cause=f"processes {', '.join(map(str, holders)) or '(already ending)'} are in it (v{hierarchy.version})",
+                        remedy="end these processes",
+                    )
+                files.await_end(holders)
+
+    # -- limits
+
+    def apply(self, resources: dict[str, Any]) -> None:
+        """Set the limits of `resources` (OCI linux.resources) that are given.
+
+        Raises CgroupMissing for a controller that the host lacks, LimitRefused for a value that the kernel refuses.
+        """
+        for write in self._writes(resources):
+            hierarchy = self.layout.find(write.controller)
+            if hierarchy is None:
+                if write.optional or write.value in ("-1", "max"):
+                    continue  # no limit asked, none there
+                raise missing(
+                    write.controller, f"set {write.files[0]} to {write.value} for cgroup {self.path}", self.layout.looked
+                )
+            directory = self.layout.directory(hierarchy, self.path)
+            if not os.path.isdir(directory):
+                self._make(hierarchy, directory)
+            files.set_limit(directory, write)
+        if resources.get("devices") is not None:
+            self._apply_devices(cgroup_values.device_rules(resources["devices"]))
+
+    def _writes(self, resources: dict[str, Any]) -> list[cgroup_values.Write]:
+        if self.layout.mode == "v2":
+            return cgroup_values.v2(resources)
+        hierarchy = self.layout.unified
+        writes = cgroup_values.v1(resources)
+        if hierarchy is None or not hierarchy.controllers:
+            if resources.get("unified"):
+                name = next(iter(resources["unified"]))
+                raise missing(
+                    name.partition(".")[0], f"set {name} as linux.resources.unified asks (cgroup v2 only)", self.layout.looked
+                )
+            return self._memory_order(writes)
+        on_v2 = hierarchy.controllers
+        writes = [
+            write for write in writes if write.controller not in on_v2 and {"blkio": "io"}.get(write.controller) not in on_v2
+        ]
+        modern = {**resources, "cpu": resources.get("cpu") if "cpu" in on_v2 or "cpuset" in on_v2 else None}
+        writes += [write for write in cgroup_values.v2(modern) if write.controller in on_v2]
+        for write in cgroup_values.unified(resources.get("unified") or {}):
+            if write.controller not in on_v2:
+                raise self._not_on_v2(write.files[0])
+        return self._memory_order(writes)
+
+    def _not_on_v2(self, name: str) -> Failure:
+        controller = name.partition(".")[0]
+        what = f"set {name} as linux.resources.unified asks for cgroup {self.path}"
+        found = self.layout.find(controller)
+        if found is None:
+            return missing(controller, what, self.layout.looked)
+        return CgroupMissing(
+            what=what,
+            cause=f"the controller {controller} is on cgroup v1 here ({found.mount}), unified is for v2 alone",
+            remedy="use the v1 form of the limit, or boot with systemd.unified_cgroup_hierarchy=1",
+        )
+
+    def _memory_order(self, writes: list[cgroup_values.Write]) -> list[cgroup_values.Write]:
+        """v1: limit may never pass memory+swap, so which of the two goes first depends on what is there."""
+        names = [write.files[0] for write in writes]
+        if "memory.limit_in_bytes" not in names or "memory.memsw.limit_in_bytes" not in names:
+            return writes
+        first, second = names.index("memory.limit_in_bytes"), names.index("memory.memsw.limit_in_bytes")
+        hierarchy = self.layout.find("memory")
+        directory = self.layout.directory(hierarchy, self.path) if hierarchy else ""
+        now = int(files.read(directory, "memory.memsw.limit_in_bytes") or files.UNLIMITED)
+        limit = int(writes[first].value)
+        if limit < 0 or limit > now:
+            writes[first], writes[second] = writes[second], writes[first]
+        return writes
+
+    def _apply_devices(self, rules: list[cgroup_values.DeviceRule]) -> None:
+        what = f"limit the devices of cgroup {self.path}"
+        if self.layout.mode == "none":
+            raise missing("devices", what, self.layout.looked)
+        hierarchy = self.layout.find("devices") or self.layout.unified
+        if hierarchy is None:
+            raise missing("devices", what, self.layout.looked)
+        directory = self.layout.directory(hierarchy, self.path)
+        try:
+            if hierarchy.version == 2:
+                with owned(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+                    device_bpf.attach(fd, rules)
+                return
+            with (
+                owned(os.open(f"{directory}/devices.allow", os.O_WRONLY | os.O_CLOEXEC)) as allow,
+                owned(os.open(f"{directory}/devices.deny", os.O_WRONLY | os.O_CLOEXEC)) as deny,
+            ):
+                for rule in rules:
+                    os.write(allow if rule.allow else deny, rule.line().encode())
+        except OSError as error:
+            call = getattr(error, "call", "write")
+            raise LimitRefused(what=what, cause=f"{call}(2): {error.strerror} (errno {error.errno})") from error
+
+    # -- processes
+
+    def join(self, pid: int) -> None:
+        """Move process `pid` in; on cgroup v1 each write may wait for other CPUs, so init joins by `gates` instead."""
+        for hierarchy, directory in self._directories:
+            try:
+                files.write(directory, "cgroup.procs", str(pid))
+            except OSError as error:
+                raise self._no_entry(hierarchy, directory, error) from error
+
+    def gates(self) -> list[tuple[str, int]]:
+        """(directory, descriptor) per hierarchy: a single-threaded process enters by writing "0" to each. The caller owns them.
+
+        On v1 this is the file `tasks`: moving one's own only thread spares the kernel's global lock (up to 12 ms a hierarchy).
+        """
+        opened: list[tuple[str, int]] = []
+        try:
+            for hierarchy, directory in self._directories:
+                name = "cgroup.procs" if hierarchy.version == 2 else "tasks"
+                opened.append((directory, os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)))
+        except BaseException:
+            for _, fd in opened:
+                os.close(fd)
+            raise
+        return opened
+
+    @staticmethod
+    def _no_entry(hierarchy: Hierarchy, directory: str, error: OSError) -> Failure:
+        remedy = ""
+        if hierarchy.version == 2 and error.errno in (errno.EBUSY, errno.EOPNOTSUPP):
+            remedy = (
+                f"processes go into leaves of type domain; this one is {files.read(directory, 'cgroup.type').strip() or 'a root'}"
+            )
+        return CgroupBusy(
+            what=f"enter cgroup {directory}", cause=f"write(2): {error.strerror} (errno {error.errno})", remedy=remedy
+        )
+
+    def pids(self) -> list[int]:
+        """Every process in the cgroup and below it; empty when it is gone."""
+        directory = self._best("pids", "freezer", "memory")
+        return [] if directory is None else sorted(set(files.processes(directory, recursive=True)))
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send `number` to every process in the cgroup; SIGKILL leaves none that could fork meanwhile."""
+        unified = self.layout.unified
+        if number == signal.SIGKILL and unified is not None:
+            directory = self.layout.directory(unified, self.path)
+            try:
+                files.write(directory, "cgroup.kill", "1")
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
+                    raise
+        frozen = number == signal.SIGKILL and self.layout.find("freezer") is not None
+        if frozen:
+            self._freezer("FROZEN", wait=False)
+        try:
+            for pid in self.pids():
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
+        finally:
+            if frozen:
+                self._freezer("THAWED", wait=False)
+
+    def freeze(self) -> None:
+        """Stop every process until `thaw`. Raises CgroupBusy when one does not stop in ten seconds (uninterruptible sleep)."""
+        self._freezer("FROZEN", wait=True)
+
+    def thaw(self) -> None:
+        self._freezer("THAWED", wait=True)
+
+    def _freezer(self, state: str, *, wait: bool) -> None:
+        hierarchy = self.layout.need("freezer", f"freeze cgroup {self.path}")
+        directory = self.layout.directory(hierarchy, self.path)
+        name, value = ("cgroup.freeze", str(int(state == "FROZEN"))) if hierarchy.version == 2 else ("freezer.state", state)
+        try:
+            files.write(directory, name, value)
+        except FileNotFoundError:
+            return
+        deadline = time.monotonic() + _WAIT_S
+        while wait and files.is_frozen(directory, hierarchy) != (state == "FROZEN"):
+            if time.monotonic() > deadline:
+                files.write(directory, name, "0" if hierarchy.version == 2 else "THAWED")
+                raise CgroupBusy(
+                    what=f"freeze cgroup {self.path}", cause=f"not all of {self.pids()} stopped within {_WAIT_S:.0f} s"
+                )
+            select.select([], [], [], 0.001)  # v1 tells nobody when the last process has stopped
+            if hierarchy.version == 1:
+                files.write(directory, name, value)  # v1 tries again only when asked again
+
+    # -- figures
+
+    def stats(self) -> dict[str, int]:
+        """What the cgroup uses; keys as in docs/architecture.md, 0 for what the host does not count. Times in ns, sizes in bytes."""
+        result = dict.fromkeys(
+            ("cpu_ns", "memory_bytes", "working_set_bytes", "rss_bytes", "page_faults", "major_page_faults", "pids"), 0
+        )
+        result["memory_limit_bytes"] = 0
+        self._memory_stats(result)
+        cpu = self.layout.find("cpuacct")
+        if cpu is None and self.layout.unified is not None:
+            cpu = self.layout.unified
+        if cpu is not None:
+            directory = self.layout.directory(cpu, self.path)
+            if cpu.version == 1:
+                result["cpu_ns"] = files.number(files.read(directory, "cpuacct.usage"))
+            else:
+                result["cpu_ns"] = files.table(files.read(directory, "cpu.stat")).get("usage_usec", 0) * 1000
+        pids = self.layout.find("pids")
+        if pids is not None:
+            result["pids"] = files.number(files.read(self.layout.directory(pids, self.path), "pids.current"))
+        return result
+
+    def _memory_stats(self, result: dict[str, int]) -> None:
+        hierarchy = self.layout.find("memory")
+        if hierarchy is None:
+            return
+        directory = self.layout.directory(hierarchy, self.path)
+        usage, limit, prefix, rss = (
+            ("memory.current", "memory.max", "", "anon")
+            if hierarchy.version == 2
+            else ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_", "rss")
+        )
+        table = files.table(files.read(directory, "memory.stat"))
+        result["memory_bytes"] = files.number(files.read(directory, usage))
+        result["working_set_bytes"] = max(0, result["memory_bytes"] - table.get(prefix + "inactive_file", 0))
+        result["rss_bytes"] = table.get(prefix + rss, 0)
+        result["page_faults"] = table.get(prefix + "pgfault", 0)
+        result["major_page_faults"] = table.get(prefix + "pgmajfault", 0)
+        bound = files.number(files.read(directory, limit))
+        result["memory_limit_bytes"] = 0 if bound >= files.UNLIMITED else bound
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel has killed here for want of memory, ever; compare before and after."""
+        hierarchy = self.layout.find("memory")
+        if hierarchy is None:
+            return 0
+        name = "memory.events" if hierarchy.version == 2 else "memory.oom_control"
+        return files.table(files.read(self.layout.directory(hierarchy, self.path), name)).get("oom_kill", 0)
+
+    def _best(self, *controllers: str) -> str | None:
+        """The directory of the first hierarchy that exists: unified, else one of `controllers`, else any."""
+        ranked = [self.layout.unified, *(self.layout.find(controller) for controller in controllers), *self.layout.hierarchies]
+        for hierarchy in ranked:
+            if hierarchy is not None and os.path.isdir(directory := self.layout.directory(hierarchy, self.path)):
+                return directory
+        return None
