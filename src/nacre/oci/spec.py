@@ -1,0 +1,340 @@
+"""config.json at the edge: a bundle's document becomes a checked JSON tree, or an Invalid that names the element (config.md).
+
+After `check` every property that nacre knows has the type the specification gives it, JSON nulls and unknown properties are gone,
+and no string holds what a system call could not take. Meaning that needs the host (is a path there?) is judged later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+from nacre.oci.errors import Invalid
+
+Tree = dict[str, Any]
+VERSION = "1.2.0"  # what `features` and `state` announce; any 1.x is taken
+DOCUMENT_LIMIT = 16 << 20
+
+# A schema is "str", "bool", "int" (64 bit, signed), "uint" (64 bit), "u32", [schema] for a list, {"*": schema} for a map of any keys,
+# {key: schema} for an object. "!" before a key: it must be there.
+_ID_MAP = [{"!containerID": "u32", "!hostID": "u32", "!size": "u32"}]
+_USER = {"uid": "u32", "gid": "u32", "umask": "u32", "additionalGids": ["u32"], "username": "str"}
+_CAPABILITIES = dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), ["str"])
+PROCESS: Tree = {
+    "terminal": "bool",
+    "consoleSize": {"!height": "uint", "!width": "uint"},
+    "user": _USER,
+    "args": ["str"],
+    "env": ["str"],
+    "!cwd": "str",
+    "capabilities": _CAPABILITIES,
+    "rlimits": [{"!type": "str", "!soft": "uint", "!hard": "uint"}],
+    "noNewPrivileges": "bool",
+    "apparmorProfile": "str",
+    "oomScoreAdj": "int",
+    "selinuxLabel": "str",
+    "ioPriority": {"!class": "str", "priority": "int"},
+    "scheduler": {
+        "!policy": "str",
+        "nice": "int",
+        "priority": "int",
+        "flags": ["str"],
+        **dict.fromkeys(("runtime", "deadline", "period"), "uint"),
+    },
+}
+_DEVICE_RATE = [{"!major": "int", "!minor": "int", "!rate": "uint"}]
+RESOURCES: Tree = {
+    "devices": [{"!allow": "bool", "type": "str", "major": "int", "minor": "int", "access": "str"}],
+    "memory": {
+        **dict.fromkeys(("limit", "reservation", "swap", "kernel", "kernelTCP"), "int"),
+        "swappiness": "uint",
+        "disableOOMKiller": "bool",
+        "useHierarchy": "bool",
+        "checkBeforeUpdate": "bool",
+    },
+    "cpu": {
+        "shares": "uint",
+        "quota": "int",
+        "burst": "uint",
+        "period": "uint",
+        "realtimeRuntime": "int",
+        "realtimePeriod": "uint",
+        "cpus": "str",
+        "mems": "str",
+        "idle": "int",
+    },
+    "pids": {"limit": "int"},
+    "blockIO": {
+        "weight": "uint",
+        "leafWeight": "uint",
+        "weightDevice": [{"!major": "int", "!minor": "int", "weight": "uint", "leafWeight": "uint"}],
+        **dict.fromkeys(("throttleReadBpsDevice", "throttleWriteBpsDevice"), _DEVICE_RATE),
+        **dict.fromkeys(("throttleReadIOPSDevice", "throttleWriteIOPSDevice"), _DEVICE_RATE),
+    },
+    "hugepageLimits": [{"!pageSize": "str", "!limit": "uint"}],
+    "network": {"classID": "u32", "priorities": [{"!name": "str", "!priority": "u32"}]},
+    "rdma": {"*": {"hcaHandles": "u32", "hcaObjects": "u32"}},
+    "unified": {"*": "str"},
+}
+SECCOMP: Tree = {
+    "!defaultAction": "str",
+    "defaultErrnoRet": "u32",
+    "architectures": ["str"],
+    "flags": ["str"],
+    "listenerPath": "str",
+    "listenerMetadata": "str",
+    "syscalls": [
+        {
+            "!names": ["str"],
+            "!action": "str",
+            "errnoRet": "u32",
+            "args": [{"!index": "u32", "!value": "uint", "valueTwo": "uint", "!op": "str"}],
+        }
+    ],
+}
+_HOOK = [{"!path": "str", "args": ["str"], "env": ["str"], "timeout": "int"}]
+HOOK_POINTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+_LINUX: Tree = {
+    "namespaces": [{"!type": "str", "path": "str"}],
+    "uidMappings": _ID_MAP,
+    "gidMappings": _ID_MAP,
+    "timeOffsets": {"*": {"secs": "int", "nanosecs": "u32"}},
+    "devices": [
+        {"!type": "str", "!path": "str", "major": "int", "minor": "int", "fileMode": "u32", "uid": "u32", "gid": "u32"},
+    ],
+    "cgroupsPath": "str",
+    "resources": RESOURCES,
+    "intelRdt": {"closID": "str", "l3CacheSchema": "str", "memBwSchema": "str"},
+    "sysctl": {"*": "str"},
+    "seccomp": SECCOMP,
+    "rootfsPropagation": "str",
+    "maskedPaths": ["str"],
+    "readonlyPaths": ["str"],
+    "mountLabel": "str",
+    "personality": {"!domain": "str", "flags": ["str"]},
+}
+CONFIG: Tree = {
+    "!ociVersion": "str",
+    "process": PROCESS,
+    "root": {"!path": "str", "readonly": "bool"},
+    "hostname": "str",
+    "domainname": "str",
+    "mounts": [
+        {
+            "!destination": "str",
+            "type": "str",
+            "source": "str",
+            "options": ["str"],
+            "uidMappings": _ID_MAP,
+            "gidMappings": _ID_MAP,
+        }
+    ],
+    "hooks": dict.fromkeys(HOOK_POINTS, _HOOK),
+    "annotations": {"*": "str"},
+    "linux": _LINUX,
+}
+
+NAMESPACES = frozenset({"pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"})
+_SEMANTIC_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,1023}")
+_INTEGERS = {"int": (-(1 << 63), (1 << 63) - 1), "uint": (0, (1 << 64) - 1), "u32": (0, (1 << 32) - 1)}
+
+
+def check_id(identifier: str) -> str:
+    """A container id as runtimes take it: letters, digits, `_.+-`, not beginning with a dot. Raises Invalid."""
+    if not _IDENTIFIER.fullmatch(identifier):
+        raise Invalid(
+            what=f"use {identifier!r} as container id",
+            cause="an id has letters, digits and _ . + -, and begins with no punctuation",
+        )
+    return identifier
+
+
+def load(bundle: str) -> Tree:
+    """The checked BUNDLE/config.json. Raises Invalid, also for a file that is missing or no JSON."""
+    path = os.path.join(bundle, "config.json")
+    what = f"read {path}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size > DOCUMENT_LIMIT:
+                raise Invalid(what=what, cause=f"it has {size} bytes, more than {DOCUMENT_LIMIT}")
+            data = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        remedy = "" if os.path.isdir(bundle) else f"{bundle} is no bundle: a directory with config.json and a root filesystem"
+        raise Invalid(what=what, cause=f"open(2): {error.strerror} (errno {error.errno})", remedy=remedy) from error
+    return check(parse(data, what), what)
+
+
+def parse(data: bytes | str, what: str) -> Any:
+    """JSON text to a tree. Raises Invalid with the place of the mistake."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(what=what, cause=f"not JSON: {error}" if isinstance(error, ValueError) else "nested too deeply") from error
+
+
+def check(document: Any, what: str = "read config.json") -> Tree:
+    """The document cut down to what nacre knows. Raises Invalid naming the path of the first element that is wrong."""
+    if not isinstance(document, dict):
+        raise Invalid(what=what, cause=f"the document is {_kind(document)}, not an object")
+    version = document.get("ociVersion")
+    found = _SEMANTIC_VERSION.fullmatch(version) if isinstance(version, str) else None
+    if found is None:
+        raise Invalid(what=what, cause=f"ociVersion is {version!r}, not a version such as {VERSION}")
+    if found.group(1) != "1":
+        raise Invalid(what=what, cause=f"ociVersion {version} is not of the major version 1")
+    tree = _walk(document, CONFIG, "", what)
+    _check_meaning(tree, what)
+    return dict(tree)
+
+
+def check_process(document: Any, what: str = "read the process") -> Tree:
+    """An OCI `process` alone, as `execute` takes it."""
+    tree = _walk(document, PROCESS, "process", what)
+    _check_process(tree, what)
+    return dict(tree)
+
+
+def check_resources(document: Any, what: str = "read the resources") -> Tree:
+    """OCI `linux.resources` alone, as `update` takes it."""
+    tree = dict(_walk(document, RESOURCES, "linux.resources", what))
+    _check_resources(tree, what)
+    return tree
+
+
+def _walk(value: Any, schema: Any, path: str, what: str) -> Any:
+    if isinstance(schema, str):
+        return _scalar(value, schema, path, what)
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            raise _wrong(value, "a list", path, what)
+        item = schema[0]
+        if item == "str":  # the long ones (environment, names of system calls)
+            return [_scalar(one, item, f"{path}[{index}]", what) for index, one in enumerate(value)]
+        return [_walk(one, item, f"{path}[{index}]", what) for index, one in enumerate(value) if one is not None]
+    if not isinstance(value, dict):
+        raise _wrong(value, "an object", path, what)
+    if "*" in schema:
+        for key in value:
+            _scalar(key, "str", f"{path} (a key)", what)
+        return {key: _walk(one, schema["*"], f'{path}["{key}"]', what) for key, one in value.items() if one is not None}
+    result: Tree = {}
+    for marked, inner in schema.items():
+        key = marked.lstrip("!")
+        below = f"{path}.{key}" if path else key
+        one = value.get(key)
+        if one is not None:
+            result[key] = _walk(one, inner, below, what)
+        elif marked[0] == "!":
+            raise Invalid(what=what, cause=f"{below} is missing")
+    return result
+
+
+def _scalar(value: Any, kind: str, path: str, what: str) -> Any:
+    if kind == "str":
+        if not isinstance(value, str):
+            raise _wrong(value, "a string", path, what)
+        if not value.isascii():
+            try:
+                value.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                raise Invalid(what=what, cause=f"{path} holds a lone surrogate") from None
+        if "\0" in value:
+            raise Invalid(what=what, cause=f"{path} holds a NUL")
+        return value
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise _wrong(value, "true or false", path, what)
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong(value, "an integer", path, what)
+    low, high = _INTEGERS[kind]
+    if not low <= value <= high:
+        raise Invalid(what=what, cause=f"{path} is {value}, outside {low}…{high}")
+    return value
+
+
+def _wrong(value: Any, wanted: str, path: str, what: str) -> Invalid:
+    return Invalid(what=what, cause=f"{path} is {_kind(value)}, not {wanted}")
+
+
+def _kind(value: Any) -> str:
+    for kind, word in (
+        (bool, "a boolean"),
+        (str, "a string"),
+        (int, "a number"),
+        (float, "a number"),
+        (list, "a list"),
+        (dict, "an object"),
+    ):
+        if isinstance(value, kind):
+            return word
+    return "null"
+
+
+def _check_meaning(tree: Tree, what: str) -> None:
+    process, linux = tree.get("process"), tree.get("linux", {})
+    if process is not None:
+        _check_process(process, what)
+    kinds: set[str] = set()
+    for index, namespace in enumerate(linux.get("namespaces", ())):
+        kind, place = namespace["type"], f"linux.namespaces[{index}].type"
+        if kind not in NAMESPACES:
+            raise Invalid(what=what, cause=f"{place} is {kind!r}", remedy=f"kinds are {', '.join(sorted(NAMESPACES))}")
+        if kind in kinds:
+            raise Invalid(what=what, cause=f"{place} names {kind} a second time")
+        if namespace.get("path") and not namespace["path"].startswith("/"):
+            raise Invalid(what=what, cause=f"linux.namespaces[{index}].path {namespace['path']!r} is not absolute")
+        kinds.add(kind)
+    for point, hooks in tree.get("hooks", {}).items():
+        for index, hook in enumerate(hooks):
+            if not hook["path"].startswith("/"):
+                raise Invalid(what=what, cause=f"hooks.{point}[{index}].path {hook['path']!r} is not absolute")
+            if hook.get("timeout", 1) <= 0:
+                raise Invalid(what=what, cause=f"hooks.{point}[{index}].timeout is {hook['timeout']}, not above 0")
+    for index, device in enumerate(linux.get("devices", ())):
+        if device["type"] not in ("c", "b", "u", "p"):
+            raise Invalid(what=what, cause=f"linux.devices[{index}].type is {device['type']!r}, not c, b, u or p")
+        if device["type"] != "p" and not ("major" in device and "minor" in device):
+            raise Invalid(what=what, cause=f"linux.devices[{index}] has no major and minor")
+    _check_resources(linux.get("resources", {}), what)
+    if "hostname" in tree and "uts" not in kinds:
+        raise Invalid(what=what, cause="hostname is set without a uts namespace: it would rename the host")
+    if "domainname" in tree and "uts" not in kinds:
+        raise Invalid(what=what, cause="domainname is set without a uts namespace: it would rename the host")
+
+
+def _check_resources(resources: Tree, what: str) -> None:
+    for index, device in enumerate(resources.get("devices", ())):
+        place = f"linux.resources.devices[{index}]"
+        if device.get("type", "a") not in ("a", "b", "c", ""):
+            raise Invalid(what=what, cause=f"{place}.type is {device['type']!r}, not a, b or c")
+        if not set(device.get("access", "rwm")) <= set("rwm"):
+            raise Invalid(what=what, cause=f"{place}.access is {device['access']!r}, not made of r, w and m")
+
+
+def _check_process(process: Tree, what: str) -> None:
+    if not process["cwd"].startswith("/"):
+        raise Invalid(what=what, cause=f"process.cwd {process['cwd']!r} is not absolute")
+    if not process.get("args"):
+        raise Invalid(what=what, cause="process.args is empty: there is nothing to execute")
+    seen: set[str] = set()
+    for index, rlimit in enumerate(process.get("rlimits", ())):
+        kind = rlimit["type"]
+        if not kind.startswith("RLIMIT_") or kind in seen:
+            problem = "is given a second time" if kind in seen else "is no resource limit"
+            raise Invalid(what=what, cause=f"process.rlimits[{index}].type {kind!r} {problem}")
+        if rlimit["soft"] > rlimit["hard"]:
+            raise Invalid(what=what, cause=f"process.rlimits[{index}]: soft {rlimit['soft']} is above hard {rlimit['hard']}")
+        seen.add(kind)
+    adjustment = process.get("oomScoreAdj", 0)
+    if not -1000 <= adjustment <= 1000:
+        raise Invalid(what=what, cause=f"process.oomScoreAdj is {adjustment}, outside -1000…1000")

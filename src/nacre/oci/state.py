@@ -1,0 +1,166 @@
+"""What a runtime remembers of a container (runtime.md "State"), one directory each, and the only way its status changes.
+
+    ROOT/ID/            held by flock(2) while something changes; mode 0700
+        state.json      the Record; replaced whole (temporary name, fsync, rename): a kill leaves the old one or the new one
+        start.sock      where init waits to be started; goes with the directory
+
+A kill before the first state.json leaves an empty directory, which `delete --force` removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from nacre.oci.errors import AlreadyExists, Failure, NotFound, WrongStatus
+
+FORMAT = 1
+
+
+class Status(StrEnum):
+    """runtime.md "State", and `paused`, which every runtime adds."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+_NEXT: dict[Status, frozenset[Status]] = {
+    Status.CREATING: frozenset({Status.CREATED, Status.STOPPED}),
+    Status.CREATED: frozenset({Status.RUNNING, Status.STOPPED}),
+    Status.RUNNING: frozenset({Status.PAUSED, Status.STOPPED}),
+    Status.PAUSED: frozenset({Status.RUNNING, Status.STOPPED}),
+    Status.STOPPED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One container, as state.json holds it."""
+
+    id: str
+    root: str  # the runtime's root: ROOT/ID is the directory
+    bundle: str  # absolute
+    status: Status = Status.CREATING
+    pid: int = 0  # init, as the host numbers it
+    start_time: int = 0  # of init, clock ticks since boot: tells it from a later process of the same number
+    creator: int = 0  # who is creating; a dead one in status creating never finished
+    cgroup: str = ""  # path below every hierarchy; "" when the host has no cgroups
+    rootfs: str = ""
+    user_namespace: bool = False
+    oci_version: str = ""
+    created_ns: int = 0  # Unix time
+    annotations: dict[str, str] = field(default_factory=dict)
+    hooks: dict[str, Any] = field(default_factory=dict)  # poststart and poststop
+    seccomp: str = ""  # file with the compiled filter, for `execute`
+    seccomp_flags: int = 0
+    apparmor: str = ""
+    selinux: str = ""
+
+    @property
+    def directory(self) -> str:
+        return os.path.join(self.root, self.id)
+
+
+def advance(record: Record, to: Status, **facts: Any) -> Record:
+    """The only way a status changes. The caller holds the container's lock; on return the new record is on disk."""
+    if to not in _NEXT[record.status]:
+        raise WrongStatus(what=f"move container {record.id} to {to}", cause=f"it is {record.status}")
+    record = replace(record, status=to, **facts)
+    save(record)
+    return record
+
+
+def save(record: Record) -> None:
+    """Write state.json whole."""
+    document = asdict(record) | {"format": FORMAT}
+    path = os.path.join(record.directory, "state.json")
+    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps(document, separators=(",", ":")).encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(path + ".new", path)
+
+
+def read(root: str, identifier: str) -> Record:
+    """The record of a container. Raises NotFound, or Failure for a file that no nacre wrote."""
+    path = os.path.join(root, identifier, "state.json")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(what=f"find container {identifier}", cause=f"there is no {path} ({error.strerror})") from error
+    try:
+        document = json.loads(os.read(fd, 16 << 20))
+        if document["format"] != FORMAT:
+            raise Failure(what=f"read {path}", cause=f"it has format {document['format']}, this nacre knows {FORMAT}")
+        known = {one.name for one in fields(Record)}
+        facts = {key: value for key, value in document.items() if key in known}
+        return Record(**facts | {"status": Status(facts["status"]), "root": root})
+    except (ValueError, KeyError, TypeError) as error:
+        raise Failure(
+            what=f"read {path}", cause=f"it is damaged: {error}", remedy=f"delete --force {identifier}, then create it anew"
+        ) from error
+    finally:
+        os.close(fd)
+
+
+def reserve(root: str, identifier: str) -> int:
+    """Make ROOT/ID and lock it; the descriptor is the lock, the caller closes it. Raises AlreadyExists naming the holder."""
+    directory = os.path.join(root, identifier)
+    try:
+        os.mkdir(directory, 0o700)
+    except FileNotFoundError:
+        os.makedirs(root, 0o711, exist_ok=True)
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            raise _taken(root, identifier) from None
+    except FileExistsError:
+        raise _taken(root, identifier) from None
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def _taken(root: str, identifier: str) -> AlreadyExists:
+    try:
+        record = read(root, identifier)
+        holder = f"held by a container that is {record.status}, pid {record.pid or record.creator}, bundle {record.bundle}"
+    except Failure as error:
+        holder = f"its directory {os.path.join(root, identifier)} exists ({error.cause})"
+    return AlreadyExists(what=f"create container {identifier}", cause=f"the id is taken: {holder}")
+
+
+@contextmanager
+def locked(root: str, identifier: str, *, exclusive: bool = True) -> Iterator[int]:
+    """The container's directory, open and locked for the block. Raises NotFound."""
+    directory = os.path.join(root, identifier)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(what=f"find container {identifier}", cause=f"there is no {directory} ({error.strerror})") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        if os.fstat(fd).st_nlink == 0:
+            raise NotFound(what=f"find container {identifier}", cause="it was deleted meanwhile")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def identifiers(root: str) -> list[str]:
+    """The ids below ROOT, sorted; names that begin with a dot are nacre's own."""
+    try:
+        return sorted(name for name in os.listdir(root) if not name.startswith("."))
+    except FileNotFoundError:
+        return []
