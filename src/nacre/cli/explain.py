@@ -44,14 +44,23 @@ class Verdict:
 def explain(config: Config, namespace: str, form: str, pod: str) -> None:
     """Why POD (or NAMESPACE/POD) is not running: first cause, evidence, remedy."""
     thing = cluster.find_pod(config, pod, namespace)
-    events = cluster.events_of(config, thing)
-    records = list(trace.records(config.trace_dir, trace_uid(thing)))
-    verdict = judge(thing, events, records)
-    if form == "json":
-        cause = errors.encode(verdict.failure) if verdict.failure else None
-        print(json.dumps({"running": verdict.running, "headline": verdict.headline, "cause": cause, "times": verdict.times}))
+    if form == "text":
+        show(config, thing)
         return
-    _show(thing, events, verdict)
+    verdict = examine(config, thing, cluster.events_of(config, thing))
+    cause = errors.encode(verdict.failure) if verdict.failure else None
+    print(json.dumps({"running": verdict.running, "headline": verdict.headline, "cause": cause, "times": verdict.times}))
+
+
+def examine(config: Config, pod: Object, events: list[Object]) -> Verdict:
+    """`judge` with what the recorder has of the pod."""
+    return judge(pod, events, list(trace.records(config.trace_dir, trace_uid(pod))))
+
+
+def show(config: Config, pod: Object) -> None:
+    """The answer for people."""
+    events = cluster.events_of(config, pod)
+    _show(pod, events, examine(config, pod, events))
 
 
 def trace_uid(pod: Object) -> str:

@@ -126,7 +126,6 @@ def _ended(pod: Object) -> bool:
 
 def _kernel(config: Config, pod: Object | None) -> str:
     from nacre.cli import explain
-    from nacre.oci import trace
 
     states = (pod or {}).get("status", {}).get("containerStatuses") or [{}]
     message = ((states[0].get("state") or {}).get("terminated") or {}).get("message", "").strip()
@@ -134,8 +133,7 @@ def _kernel(config: Config, pod: Object | None) -> str:
         return str(message)
     if pod is None:
         raise ProofFailed(what="run the proof pod", cause="the API never showed it", remedy="nacre logs api")
-    records = list(trace.records(config.trace_dir, pod["metadata"]["uid"]))
-    verdict = explain.judge(pod, cluster.events_of(config, pod), records)
+    verdict = explain.examine(config, pod, cluster.events_of(config, pod))
     if verdict.failure:
         raise verdict.failure
     raise ProofFailed(what="run the proof pod", cause=verdict.headline, remedy=f"nacre trace {PROOF}")

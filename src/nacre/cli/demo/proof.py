@@ -1,0 +1,96 @@
+"""The host before and after: what a demo must leave as it found it, and what it leaves on disk on purpose."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, fields
+
+from nacre.cli import host, output, reset
+from nacre.config import Config
+from nacre.linux import cgroups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Photograph:
+    """Sets of names, each as a person would look for it; `census` is the node's own, the others are the whole host's."""
+
+    census: frozenset[str]
+    mounts: frozenset[str]
+    links: frozenset[str]
+    addresses: frozenset[str]
+    tables: frozenset[str]
+    cgroups: frozenset[str]
+    sysctls: frozenset[str]
+
+
+def photograph(config: Config) -> Photograph:
+    return Photograph(
+        census=frozenset(host.census(config).lines()),
+        mounts=frozenset(_mounts()),
+        links=frozenset(os.listdir("/sys/class/net")),
+        addresses=frozenset(_addresses()),
+        tables=frozenset(_tables()),
+        cgroups=frozenset(_cgroups()),
+        sysctls=frozenset(f"{name} = {value}" for name, value in host.sysctls().items()),
+    )
+
+
+def _mounts() -> list[str]:
+    with open("/proc/self/mountinfo") as file:
+        return [f"{line.split()[4]} ({line.partition(' - ')[2].split()[0]})" for line in file]
+
+
+def _addresses() -> list[str]:
+    """Local IPv4 addresses as the routing table knows them."""
+    with open("/proc/net/fib_trie") as file:
+        rows = [line.split() for line in file]
+    return [rows[i - 1][1] for i, row in enumerate(rows) if row[:2] == ["/32", "host"] and len(rows[i - 1]) > 1]
+
+
+def _tables() -> list[str]:
+    from nacre.linux import nftables
+
+    return [f"{family} {name}" for family, name in nftables.list_tables()]
+
+
+def _cgroups() -> list[str]:
+    """Top levels of every hierarchy: a node's groups all lie under one of its own."""
+    layout = cgroups.discover()
+    return [f"{h.mount}/{name}" for h in layout.hierarchies for name in os.listdir(h.mount) if os.path.isdir(f"{h.mount}/{name}")]
+
+
+def differences(before: Photograph, after: Photograph) -> list[str]:
+    """One line a thing that came and stayed, or was there and is gone."""
+    lines = []
+    for field in fields(Photograph):
+        old, new = getattr(before, field.name), getattr(after, field.name)
+        lines += [f"{field.name}: {thing} is new" for thing in sorted(new - old)]
+        lines += [f"{field.name}: {thing} is gone" for thing in sorted(old - new)]
+    return lines
+
+
+def show(config: Config, left: list[str], *, node_left_up: bool) -> None:
+    """The verdict, then what stays on purpose with its size and the command that removes it."""
+    output.say()
+    if node_left_up:
+        output.say("The node was up before and stays up.")
+    elif not left:
+        output.say("No process, mount, link, address, rule, cgroup or sysctl of ours is left.", "ok")
+    rows = [(name, output.size(reset.tree_size(path)), command) for name, path, command in _stays(config) if os.path.exists(path)]
+    output.table(("what stays", "size", "remove it with"), rows)
+
+
+def _stays(config: Config) -> list[tuple[str, str, str]]:
+    prefix = f" --prefix {shlex.quote(config.prefix)}" if config.prefix else ""
+    stays = [
+        (f"images, appliance, keys and logs ({config.data})", config.data, f"nacre{prefix} reset"),
+        (f"Python environment ({sys.prefix})", sys.prefix, f"rm -r {shlex.quote(sys.prefix)}"),
+    ]
+    checkout = os.path.dirname(sys.prefix)
+    if os.path.exists(f"{checkout}/run"):
+        stays.append((f"downloads ({checkout}/.cache)", f"{checkout}/.cache", f"rm -r {shlex.quote(checkout + '/.cache')}"))
+    for package, path in (("qemu-system-x86", "/usr/bin/qemu-system-x86_64"), ("erofs-utils", "/usr/bin/mkfs.erofs")):
+        stays.append((f"package {package}", path, f"apt-get autoremove {package}"))
+    return stays
