@@ -6,6 +6,7 @@ Numbers are those of linux/rtnetlink.h, if_link.h, if_addr.h, veth.h, inetdevice
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from typing import Any, Final
 
@@ -80,6 +81,7 @@ _LINK: dict[str, tuple[int, Kind]] = {
     "info": (18, _INFO),
     "alias": (20, TEXT),
     "af_spec": (26, _AF_SPEC),
+    "group": (27, U32),
     "netns_fd": (28, U32),
     "peer_netns_id": (37, S32),
 }
@@ -116,8 +118,13 @@ ROUTE = Layout(
 )
 
 
+def has_ipv6() -> bool:
+    """Whether the kernel knows IPv6; without it any IPv6 attribute is refused."""
+    return os.path.isdir("/proc/sys/net/ipv6")
+
+
 def new_link(name: str, kind: str = "", data: dict[str, Any] | None = None, *, up: bool = False, **values: Any) -> Request:
-    """RTM_NEWLINK that makes a link; `values` are names of the link table (mac, mtu, master, alias, …)."""
+    """RTM_NEWLINK that makes a link; `values` are names of the link table (mac, mtu, master, …); an alias is set afterwards only."""
     info: dict[str, Any] = {"kind": kind}
     if data is not None:
         info["data"] = data
@@ -126,16 +133,30 @@ def new_link(name: str, kind: str = "", data: dict[str, Any] | None = None, *, u
     return Request(NEWLINK, Flag.CREATE | Flag.EXCL, body, "RTM_NEWLINK", name)
 
 
-def set_link(index: int, target: str, *, up: bool | None = None, **values: Any) -> Request:
-    """RTM_NEWLINK that changes the link `index`; `target` is its name for words."""
+def set_link(index: int, target: str, /, *, up: bool | None = None, **values: Any) -> Request:
+    """RTM_NEWLINK that changes the link `index` called `target`, or the one called so when `index` is 0."""
     fixed = {"index": index}
     if up is not None:
         fixed |= {"up_flags": IFF_UP if up else 0, "change": IFF_UP}
-    return Request(NEWLINK, 0, LINK.encode(fixed, values), "RTM_NEWLINK", target)
+    named = values if index else {"name": target} | values
+    return Request(NEWLINK, 0, LINK.encode(fixed, named), "RTM_NEWLINK", target)
+
+
+def quiet_link(index: int, target: str, **values: Any) -> Request:
+    """A change by which the link gets no IPv6 link-local address by itself, so it sends nothing (address detection, router solicitation) unasked.
+
+    Must come before the link is set up, in a request of its own: within one request the kernel sets the link up first.
+    """
+    return set_link(index, target, **values, af_spec={"inet6": {"addr_gen_mode": ADDR_GEN_NONE}})
 
 
 def delete_link(name: str) -> Request:
     return Request(DELLINK, 0, LINK.encode({}, {"name": name}), "RTM_DELLINK", name)
+
+
+def delete_group(group: int) -> Request:
+    """RTM_DELLINK of all links of one group: the kernel waits for its readers once, not once a link."""
+    return Request(DELLINK, 0, LINK.encode({}, {"group": group}), "RTM_DELLINK", f"group {group}")
 
 
 def get_link(name: str) -> Request:
