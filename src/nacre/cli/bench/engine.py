@@ -105,7 +105,9 @@ def group(name: str) -> Iterator[cgroups.Cgroup]:
     finally:
         made.kill()
         made.remove()
-        cgroups.Cgroup(layout, CGROUP).remove()
+        for hierarchy in layout.hierarchies:  # runc also makes groups in hierarchies without controllers
+            for directory, _names, _files in os.walk(layout.directory(hierarchy, CGROUP), topdown=False):
+                os.rmdir(directory)
 
 
 def enter(name: str) -> None:

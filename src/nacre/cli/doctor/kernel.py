@@ -21,7 +21,7 @@ def control_groups(_config: Config) -> Iterator[Finding]:
     layout = cgroups.discover()
     evidence = tuple(layout.describe())
     absent = [name for name in NEEDED if layout.find(name) is None]
-    for name in absent:
+    for name in absent[:1] if layout.mode == "none" else absent:
         failure = cgroups.missing(name, "limit pods", layout.looked)
         yield Finding("cgroups", Verdict.BAD, failure.cause, evidence, failure.remedy)
     if absent or os.geteuid() != 0:
@@ -75,9 +75,10 @@ def _try_features() -> dict[str, str]:
 
     Clone = namespaces.Clone
     attempt("namespaces", lambda: os_unshare(Clone.NEWNS | Clone.NEWNET | Clone.NEWUTS | Clone.NEWIPC))
-    if outcome["namespaces"]:
-        return outcome
-    mounts.mount(None, "/", None, mounts.MountFlag.REC | mounts.MountFlag.PRIVATE)
+    if not outcome["namespaces"]:
+        attempt("private mounts", lambda: mounts.mount(None, "/", None, mounts.MountFlag.REC | mounts.MountFlag.PRIVATE))
+    if any(outcome.values()):
+        return outcome  # without them a trial would be seen outside
     directory = tempfile.gettempdir()
     mounts.mount("nacre-doctor", directory, "tmpfs", 0, "size=1m")
     attempt("new mount API", lambda: os.close(mounts.bind_tree(directory, recursive=False)))
@@ -157,4 +158,7 @@ def seccomp(_config: Config) -> Iterator[Finding]:
     """libseccomp, through which the pods' filters are compiled."""
     from nacre.linux import seccomp as filters
 
-    yield Finding("seccomp", Verdict.OK, f"libseccomp {filters.library_version()}")
+    if filters.available():
+        yield Finding("seccomp", Verdict.OK, "libseccomp can be loaded")
+    else:
+        yield Finding("seccomp", Verdict.BAD, "libseccomp cannot be loaded", (), "apt-get install libseccomp2")
