@@ -80,7 +80,7 @@ class Node:
         from nacre.cli import drain
 
         await self.stop("kubelet", "controllers")
-        gone = await drain.pods(self.config, float(request.get("grace_s", 5)), progress)
+        gone = await drain.pods(self.config, float(request.get("grace_s", 5)), progress) if "cri" in self.running else 0
         await self.stop()
         asyncio.get_running_loop().call_later(0.05, self.ending.set)  # the answer leaves first
         return {"pods": gone}

@@ -29,7 +29,11 @@ def reset(config: Config, yes: bool, keep_images: bool) -> None:
         for path in doomed:
             output.say(f"  {path}  {output.size(tree_size(path))}")
         click.confirm("Stop all pods and remove these?", abort=True)
-    lifecycle.stop(config, grace_s=0, force=True)
+    try:
+        lifecycle.stop(config, grace_s=0)
+    except Failure as failure:  # a daemon that cannot end by itself is what reset is for
+        output.say(f"  {failure}; killing what is left", "warn")
+        lifecycle.stop(config, force=True)
     remove(config, doomed)
     output.say("Nothing of the node is left." if not keep_images else f"Images stay in {config.data}.")
 
