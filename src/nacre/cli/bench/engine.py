@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +16,7 @@ from typing import Any
 import grpc
 
 from nacre import config as configuration
-from nacre.cli import lifecycle, reset
+from nacre.cli import archive, lifecycle, reset
 from nacre.linux import cgroups
 from nacre.oci.errors import Failure, NotFound
 from nacre.wire import cri, cri_pb2
@@ -116,7 +113,7 @@ def enter(name: str) -> None:
 
 
 @contextmanager
-def nacre(place: str, archive: str) -> Iterator[Engine]:
+def nacre(place: str, image: str) -> Iterator[Engine]:
     """nacre's CRI service alone, under a prefix of its own, with the image imported."""
     prefix = f"{place}/nacre"
     settings = configuration.load(prefix)
@@ -140,7 +137,7 @@ def nacre(place: str, archive: str) -> Iterator[Engine]:
         try:
             made.connect()
             command(
-                [sys.executable, "-c", "from nacre.cli.main import main; main()", "--prefix", prefix, "image", "import", archive]
+                [sys.executable, "-c", "from nacre.cli.main import main; main()", "--prefix", prefix, "image", "import", image]
             )
             yield made
         finally:
@@ -212,33 +209,10 @@ def find_busybox() -> str:
 
 def build_image(place: str) -> str:
     """A docker-archive with two tags, one for the pods and one that containerd uses as its pause image."""
-    with open(find_busybox(), "rb") as file:
-        layer = _tar({"bin/busybox": file.read()}, links={f"bin/{name}": "busybox" for name in ("sh", "sleep", "true", "cat")})
-    settings = {
-        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
-        "os": "linux",
-        "config": {"Entrypoint": ["/bin/busybox", "sleep", "2147483647"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-        "history": [{"created_by": "nacre bench"}],
-    }
-    written = json.dumps(settings).encode()
-    name = f"{hashlib.sha256(written).hexdigest()}.json"
-    manifest = json.dumps([{"Config": name, "RepoTags": [IMAGE, PAUSE], "Layers": ["layer.tar"]}]).encode()
     path = f"{place}/bench.tar"
-    with open(path, "wb") as file:
-        file.write(_tar({"layer.tar": layer, name: written, "manifest.json": manifest}))
+    with open(find_busybox(), "rb") as file:
+        layer = archive.tar(
+            {"bin/busybox": file.read()}, links={f"bin/{name}": "busybox" for name in ("sh", "sleep", "true", "cat")}
+        )
+    archive.write(path, [IMAGE, PAUSE], layer, entrypoint=["/bin/busybox", "sleep", "2147483647"], made_by="nacre bench")
     return path
-
-
-def _tar(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o755
-            archive.addfile(entry, io.BytesIO(content))
-        for name, target in (links or {}).items():
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.linkname = tarfile.SYMTYPE, target
-            archive.addfile(entry)
-    return buffer.getvalue()
