@@ -162,9 +162,19 @@ def create_bridge(
     data = {"forward_delay": 0, "stp_state": 0}
     with _socket(on) as sock:
         sock.transact(rt.new_link(name, "bridge", data, **values))
-        link = find(name, on=sock)
-        sock.transact(*_finishing(link.index, name, alias=alias, up=up))
-        return find(name, on=sock)
+        with _undone(name, sock):
+            sock.transact(*_finishing(0, name, alias=alias, up=up))
+            return find(name, on=sock)
+
+
+@contextmanager
+def _undone(name: str, sock: NetlinkSocket) -> Iterator[None]:
+    """A link that was made and cannot be finished goes again."""
+    try:
+        yield
+    except BaseException:
+        sock.transact(rt.delete_link(name))
+        raise
 
 
 def _finishing(index: int, name: str, *, alias: str, up: bool) -> list[Request]:
@@ -199,7 +209,8 @@ def create_veth(
     request = rt.new_link(name, "veth", {"peer": other}, **_given(mac=mac, mtu=mtu, master=master))
     with _socket(on) as sock:
         sock.transact(request)
-        sock.transact(*_finishing(0, name, alias=alias, up=up))
+        with _undone(name, sock):
+            sock.transact(*_finishing(0, name, alias=alias, up=up))
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -150,6 +150,11 @@ def quiet_link(index: int, target: str, **values: Any) -> Request:
     return set_link(index, target, **values, af_spec={"inet6": {"addr_gen_mode": ADDR_GEN_NONE}})
 
 
+def inet_conf(index: int, target: str, values: dict[int, int]) -> Request:
+    """Set DEVCONF_… numbers of one link, what sysctl net.ipv4.conf.LINK.… does, without /proc."""
+    return set_link(index, target, af_spec={"inet": {"conf": values}})
+
+
 def delete_link(name: str) -> Request:
     return Request(DELLINK, 0, LINK.encode({}, {"name": name}), "RTM_DELLINK", name)
 
