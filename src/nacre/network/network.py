@@ -8,7 +8,6 @@ from nacre.config import Config
 from nacre.network.builtin import BuiltinNetwork
 from nacre.network.types import Attachment, NetworkStatus, PodNetwork
 
-
 if TYPE_CHECKING:
     from nacre.network.cni import CniNetwork
 
