@@ -39,16 +39,3 @@ def test_starting_on_a_taken_port_names_setting_holder_and_remedy() -> None:
     assert "api_port" in caught.value.cause
     assert f"pid {os.getpid()}" in caught.value.cause
     assert "config.toml" in caught.value.remedy
-
-
-def test_a_pod_range_that_the_host_routes_is_named_with_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(taken, "networks", lambda: [taken.Holder("10.118.4.0/24", "link office0")])
-    settings = replace(config.load(""), api_port=0, kubelet_port=0, pod_cidr="10.118.0.0/16")
-    with pytest.raises(taken.Taken, match=r"overlaps 10\.118\.4\.0/24 of link office0"):
-        taken.require_free(settings)
-
-
-def test_the_nodes_own_bridge_does_not_hold_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = replace(config.load(""), pod_cidr="10.118.0.0/16")
-    monkeypatch.setattr(taken, "networks", lambda: [taken.Holder("10.118.0.0/16", f"link {settings.bridge}")])
-    assert taken.pod_range(settings) is None

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from nacre.cli import node, taken
+from nacre.cli import node
 from nacre.cli.privilege import require_root
 from nacre.config import Config
 from nacre.oci.errors import AlreadyExists
@@ -20,9 +20,6 @@ def cri(config: Config) -> None:
     require_root("serve the CRI")
     if pid := node.alive(config):
         raise AlreadyExists(what="serve the CRI", cause=f"the node's daemon (pid {pid}) serves it already", remedy="nacre status")
-    holder = taken.pod_range(config)
-    if holder:
-        taken.require_free(config)
     click.echo(f"unix://{config.cri_socket}", err=True)
     os.environ["NACRE_NODE"] = config.instance
     os.execv(sys.executable, [sys.executable, "-m", "nacre.cli.node", "--prefix", config.prefix, "--only", "cri"])

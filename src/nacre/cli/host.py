@@ -100,7 +100,7 @@ def _recorded(config: Config) -> Iterator[tuple[int, int]]:
         try:
             with open(path, "rb") as file:
                 document = json.load(file)
-            yield int(document["pid"]), int(document.get("started", document.get("start_time", 0)))
+            yield int(document["pid"]), int(document.get("started") or document.get("start_time") or 0)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # half-written by a killed process: its cgroup and its mark still tell
 

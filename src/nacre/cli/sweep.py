@@ -1,6 +1,7 @@
 """Taking off the host what a node left: after `down`, after a kill -9, before `reset`. Works from the census, never from memory.
 
-Order: processes (they hold the rest), mounts, links, tables, cgroups, then the state directory. What had been swept when a kill
+Order: processes (they hold the rest), mounts, the network (which gives ip_forward its former value), cgroups, the state directory.
+What had been swept when a kill
 comes is gone, the rest is in the next census.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable
 from nacre.cli import host
 from nacre.config import Config
 from nacre.linux import mounts
+from nacre.network import Network
 from nacre.oci.errors import Failure
 
 KILL_LIMIT_S = 10.0
@@ -37,13 +39,9 @@ def sweep(config: Config) -> list[str]:
         if not (alive := list(host.processes(config))):
             break
         _kill(alive, refused)
-    for kind, things, remove in (
-        ("mount", found.mounts, _unmount),
-        ("link", found.links, _delete_link),
-        ("table", found.tables, _delete_table),
-        ("cgroup", found.cgroups, os.rmdir),
-    ):
-        _each(kind, things, remove, refused)
+    _each("mount", found.mounts, _unmount, refused)
+    said += Network(config).stop()
+    _each("cgroup", found.cgroups, os.rmdir, refused)
     kinds = {"mounts": found.mounts, "links": found.links, "tables": found.tables, "cgroups": found.cgroups}
     for name, names in ({"processes": tuple(map(str, found.processes))} | kinds).items():
         if names:
@@ -95,19 +93,6 @@ def _kill(processes: list[host.Process], refused: list[str]) -> None:
 
 def _unmount(point: str) -> None:
     mounts.umount2(point, mounts.UnmountFlag.DETACH | mounts.UnmountFlag.NOFOLLOW)
-
-
-def _delete_link(name: str) -> None:
-    from nacre.linux import links
-
-    links.delete(name)
-
-
-def _delete_table(title: str) -> None:
-    from nacre.linux import nftables
-
-    family, _, name = title.partition(" ")
-    nftables.delete_table(family, name)
 
 
 def _clear_state(config: Config) -> None:

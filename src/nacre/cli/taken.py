@@ -1,4 +1,4 @@
-"""Who holds what a node wants: TCP ports by process, address ranges by link or route. Read from /proc and /sys, no tool needed."""
+"""Which process holds a TCP port that a node wants. Read from /proc, no tool needed. (Address ranges: nacre.network.)"""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LISTEN = "0A"  # st column of /proc/net/tcp, TCP_LISTEN
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    what: str  # "127.0.0.1:17443", "10.118.0.0/16"
-    who: str  # "pid 812 (microk8s)", "link docker0"
+    what: str  # "127.0.0.1:17443"
+    who: str  # "pid 812 (microk8s)"
 
 
 class Taken(AlreadyExists):
-    """A port or an address range that the node needs is in use."""
+    """A port that the node needs is in use."""
 
 
 def port(address: str, number: int) -> Holder | None:
@@ -74,32 +74,8 @@ def _command(pid: str) -> str:
         return file.read().strip()
 
 
-def networks() -> list[Holder]:
-    """Every IPv4 network that the host routes, with the link it goes through; the default route is none."""
-    found = []
-    with open("/proc/net/route") as file:
-        rows = [line.split() for line in file.readlines()[1:]]
-    for row in rows:
-        address, mask = (int.from_bytes(bytes.fromhex(row[i]), "little") for i in (1, 7))
-        if mask:
-            network = ipaddress.ip_network((address, mask.bit_count()))
-            found.append(Holder(str(network), f"link {row[0]}"))
-    return found
-
-
-def pod_range(config: Config) -> Holder | None:
-    """What else routes into the pod range; the node's own bridge does not count. None also for the range "auto"."""
-    if config.pod_cidr == "auto":
-        return None
-    pods = ipaddress.ip_network(config.pod_cidr, strict=False)
-    for holder in networks():
-        if holder.who != f"link {config.bridge}" and ipaddress.ip_network(holder.what).overlaps(pods):
-            return holder
-    return None
-
-
 def require_free(config: Config) -> None:
-    """Raise Taken, naming the holder and the setting to change, if the node could not get its ports or its pod range."""
+    """Raise Taken, naming the holder and the setting to change, if the node could not get its ports."""
     path = f"{config.etc}/config.toml"
     for key, number in (("api_port", config.api_port), ("kubelet_port", config.kubelet_port)):
         holder = port(config.listen, number) if number else None
@@ -109,10 +85,3 @@ def require_free(config: Config) -> None:
                 cause=f"{key} {holder.what} is held by {holder.who}",
                 remedy=f"set {key} in {path}, or stop that process",
             )
-    other = pod_range(config)
-    if other:
-        raise Taken(
-            what="start the node",
-            cause=f"the pod range {config.pod_cidr} overlaps {other.what} of {other.who}",
-            remedy=f'set pod_cidr in {path}, for example pod_cidr = "10.119.0.0/16"',
-        )

@@ -1,9 +1,8 @@
-"""The doctor's look at the network: ports, ranges, forwarding, resolvers, proxies."""
+"""The doctor's look at the network: the node's ports, the pods' network, proxies."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 
 from nacre.cli import node, taken
@@ -29,93 +28,17 @@ def ports(config: Config) -> Iterator[Finding]:
             yield Finding("ports", Verdict.OK, f"{config.listen}:{number} is free")
 
 
-def ranges(config: Config) -> Iterator[Finding]:
-    """The pods' addresses against every network that the host routes."""
-    holder = taken.pod_range(config)
-    if holder:
-        yield Finding(
-            "pod range",
-            Verdict.BAD,
-            f"{config.pod_cidr} overlaps {holder.what} of {holder.who}",
-            tuple(f"{other.what} {other.who}" for other in taken.networks()),
-            f'set pod_cidr in {config.etc}/config.toml, for example pod_cidr = "10.119.0.0/16"',
-        )
-    else:
-        says = "a free range is chosen" if config.pod_cidr == "auto" else f"{config.pod_cidr} is free"
-        yield Finding("pod range", Verdict.OK, says)
+def pods(config: Config) -> Iterator[Finding]:
+    """The pods' range, forwarding, other people's chains that drop, resolvers: the network package's own findings."""
+    from nacre.network import findings
 
-
-def forwarding(_config: Config) -> Iterator[Finding]:
-    """ip_forward (nacre sets it while up) and other people's forward chains with policy drop (nacre cannot overrule them)."""
-    with open("/proc/sys/net/ipv4/ip_forward") as file:
-        on = file.read().strip() == "1"
-    try:
-        with open("/proc/sys/net/ipv4/ip_forward", "r+b"):
-            writable = True
-    except OSError:
-        writable = False
-    if on or writable:
-        yield Finding("forwarding", Verdict.OK, f"net.ipv4.ip_forward is {int(on)}" + ("" if on else ", nacre sets it while up"))
-    else:
-        yield Finding(
-            "forwarding",
-            Verdict.WARN,
-            "net.ipv4.ip_forward is 0 and cannot be set: pods reach the host, not the network",
-            ("/proc/sys is read-only here",),
-            "sysctl net.ipv4.ip_forward=1 outside this container",
-        )
-    yield from _dropping_chains()
-
-
-def _dropping_chains() -> Iterator[Finding]:
-    from nacre.linux import nftables
-
-    for chain in nftables.list_chains():
-        if chain.hook == "forward" and chain.policy == "drop":
-            yield Finding(
-                "forwarding",
-                Verdict.WARN,
-                f"chain {chain.family} {chain.table} {chain.name} drops what it does not know, pods' packets too",
-                (f"hook forward, policy drop, in {'iptables' if chain.name.isupper() else 'nftables'}",),
-                "iptables -I FORWARD -i nacre0 -j ACCEPT; iptables -I FORWARD -o nacre0 -j ACCEPT"
-                if chain.name.isupper()
-                else f"nft insert rule {chain.family} {chain.table} {chain.name} iifname nacre0 accept",
-            )
-    legacy = _legacy_policy()
-    if legacy == "DROP":
-        yield Finding(
-            "forwarding",
-            Verdict.WARN,
-            "the FORWARD policy of iptables-legacy is DROP",
-            (),
-            "iptables-legacy -P FORWARD ACCEPT, or a rule that accepts nacre0",
-        )
-
-
-def _legacy_policy() -> str:
-    """The old iptables' FORWARD policy; only asked where its table is loaded, since asking loads it."""
-    try:
-        with open("/proc/net/ip_tables_names") as file:
-            if "filter" not in file.read():
-                return ""
-        rows = subprocess.run(["iptables-legacy", "-S", "FORWARD"], capture_output=True, text=True, check=True, timeout=5).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return rows.split()[2] if rows.startswith("-P FORWARD") else ""
-
-
-def resolvers(config: Config) -> Iterator[Finding]:
-    """What pods get as resolv.conf; a loopback resolver would be the pod itself."""
-    from nacre.network import resolv_conf
-
-    lines = resolv_conf(config)
-    servers = [line.split()[1] for line in lines if line.startswith("nameserver")]
-    loopback = [server for server in servers if server.startswith("127.") or server == "::1"]
-    if loopback or not servers:
-        cause = f"only loopback resolvers are known ({', '.join(loopback)})" if loopback else "no resolver is known"
-        yield Finding("names", Verdict.WARN, f"{cause}: pods cannot resolve names", (), "write a real one into /etc/resolv.conf")
-    else:
-        yield Finding("names", Verdict.OK, f"pods ask {', '.join(servers)}")
+    found = findings(config)
+    for each in found:
+        verdict = Verdict.BAD if each["level"] == "bad" else Verdict.WARN
+        yield Finding("pod network", verdict, each["what"], tuple(each["evidence"]), each["remedy"])
+    if not found:
+        where = f"CNI from {config.cni_dir}" if config.cni_dir else f"range {config.pod_cidr} is free, packets are forwarded"
+        yield Finding("pod network", Verdict.OK, where)
 
 
 def proxy(_config: Config) -> Iterator[Finding]:
