@@ -74,6 +74,9 @@ class Host(Protocol):
 
     def unwatch(self, fd: int) -> None: ...
 
+    def reap(self, pid: int, callback: Callable[[int], None]) -> None:
+        """Call back with the wait status once child `pid` has ended; children that nobody named are reaped in silence."""
+
     def exited(self, exit: Exit) -> None:
         """Report an end; the shim writes it to disk before anyone hears of it."""
 

@@ -6,10 +6,12 @@ registers `handlers(servicer)`, a client makes `Stub(channel)`.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import grpc
 
+from nacre.oci.errors import Failure, decode, encode
 from nacre.wire import cri_pb2
 
 PACKAGES = ("runtime.v1", "runtime.v1alpha2")
@@ -48,6 +50,32 @@ class Stub:
 
     def __getattr__(self, name: str) -> Any:  # only reached for a name that is no method: says so, and tells mypy the type
         raise AttributeError(f"the CRI has no method {name}")
+
+
+METADATA = "nacre-failure-bin"  # trailing metadata: the Failure, whole, as JSON
+_STATUS = {
+    "NotFound": grpc.StatusCode.NOT_FOUND,
+    "AlreadyExists": grpc.StatusCode.ALREADY_EXISTS,
+    "Invalid": grpc.StatusCode.INVALID_ARGUMENT,
+    "Unsupported": grpc.StatusCode.UNIMPLEMENTED,
+    "WrongStatus": grpc.StatusCode.FAILED_PRECONDITION,
+    "ExecTimeout": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "OutputTooLarge": grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+async def abort(context: Any, failure: Failure) -> None:
+    """End a call with `failure`: its sentence as details, all of it in the metadata. Always raises, as gRPC wants."""
+    metadata = ((METADATA, json.dumps(encode(failure)).encode()),)
+    await context.abort(_STATUS.get(failure.code, grpc.StatusCode.UNKNOWN), failure.sentence(), trailing_metadata=metadata)
+
+
+def failure_of(error: Any, what: str) -> Failure:
+    """The Failure behind a grpc.RpcError; a foreign service's error becomes one with its own words as cause."""
+    for key, value in error.trailing_metadata() or ():
+        if key == METADATA:
+            return decode(json.loads(value))
+    return Failure(what=what, cause=f"rpc error: code = {error.code().name} desc = {error.details()}")
 
 
 def _message(name: str) -> Any:

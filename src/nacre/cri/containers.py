@@ -1,0 +1,367 @@
+"""CreateContainer, StartContainer, StopContainer, RemoveContainer, ExecSync: one container's life inside its sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+from nacre.cri import spec
+from nacre.cri.pods import Pods
+from nacre.cri.store import ContainerRecord, SandboxRecord
+from nacre.images import User
+from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus, encode, from_exception
+from nacre.wire import cri_pb2 as cri
+
+EXEC_OUTPUT_LIMIT = 16 * 1024 * 1024  # bytes of stdout and stderr together, in one gRPC answer
+
+
+class ExecTimeout(Failure):
+    """An ExecSync command outlived the caller's timeout and was killed."""
+
+
+class OutputTooLarge(Failure):
+    """An ExecSync command printed more than one answer holds."""
+
+
+class Containers:
+    """The container half of the runtime service."""
+
+    def __init__(self, pods: Pods) -> None:
+        self._pods = pods
+
+    async def create(self, sandbox: SandboxRecord, config: Any, sandbox_config: Any) -> str:
+        """Answers the new container's id; everything undone on failure."""
+        what = f"create container {config.metadata.name} of pod {sandbox.name[1]}/{sandbox.name[0]}"
+        if not sandbox.ready:
+            raise WrongStatus(what=what, cause="its pod sandbox is not ready", remedy="the kubelet makes a new one")
+        identifier = secrets.token_hex(32)
+        name = (sandbox.id, config.metadata.name, config.metadata.attempt)
+        self._pods.store.reserve(name, identifier, what)
+        began = time.monotonic_ns()
+        try:
+            async with AsyncExitStack() as undo:
+                undo.callback(self._pods.store.release, name)
+                record = await self._make(identifier, sandbox, config, sandbox_config, undo)
+                await self._pods.store.put(record)
+                undo.pop_all()
+        except BaseException as error:
+            failure = from_exception(what, error)
+            self._pods.record(sandbox, "failure", what, encode(failure))
+            raise failure from error
+        self._pods.record(
+            sandbox,
+            "cri",
+            "CreateContainer",
+            {"name": config.metadata.name, "container_id": identifier},
+            time.monotonic_ns() - began,
+        )
+        self._pods.tell("created", record)
+        return identifier
+
+    async def _make(
+        self, identifier: str, sandbox: SandboxRecord, config: Any, sandbox_config: Any, undo: AsyncExitStack
+    ) -> ContainerRecord:
+        image = self._pods.images.get(config.image.image)
+        if image is None:
+            raise NotFound(what=f"use image {config.image.image}", cause="it is not on this node", remedy="pull it first")
+        user = self._user(config, image)
+        undo.callback(self._pods.images.release, identifier)
+        if sandbox.handler == "kata":
+            rootfs = await self._pods.images.vm_rootfs(image, identifier)
+        else:
+            rootfs = self._pods.images.rootfs(image, identifier)
+        document = spec.build(sandbox_config, config, image, self._around(sandbox, identifier, config, sandbox_config, user))
+        bundle = f"{self._pods.directory(sandbox.id)}/containers/{identifier}"
+        os.makedirs(bundle)
+        undo.callback(_remove_bundle, bundle)
+        with open(f"{bundle}/config.json", "w", encoding="utf-8") as file:
+            json.dump(document, file, separators=(",", ":"))
+        self._pods.record(sandbox, "oci", f"config.json of {config.metadata.name}", document)
+        log_path = os.path.join(sandbox_config.log_directory, config.log_path) if config.log_path else ""
+        if log_path:
+            os.makedirs(os.path.dirname(log_path), exist_ok=True)
+        await self._pods.connection(sandbox.id).ask(
+            "create",
+            container=identifier,
+            bundle=bundle,
+            rootfs=asdict(rootfs),
+            log_path=log_path,
+            stdin=config.stdin,
+            tty=config.tty,
+        )
+        return ContainerRecord(
+            id=identifier,
+            sandbox=sandbox.id,
+            config=config.SerializeToString(),
+            name=(config.metadata.name, config.metadata.attempt),
+            image=image.id,
+            image_reference=config.image.image,
+            created_at=time.time_ns(),
+            log_path=log_path,
+            stop_signal=_stop_signal(config, image),
+            user=(user.uid, user.gid, user.groups),
+        )
+
+    def _user(self, config: Any, image: Any) -> User:
+        security = config.linux.security_context
+        asked = security.run_as_username or (str(security.run_as_user.value) if security.HasField("run_as_user") else "")
+        user: User = self._pods.images.resolve_user(image, asked or image.user)
+        if security.HasField("run_as_group"):
+            user = User(user.uid, security.run_as_group.value, user.groups)
+        return user
+
+    def _around(self, sandbox: SandboxRecord, identifier: str, config: Any, sandbox_config: Any, user: User) -> spec.Surroundings:
+        directory = self._pods.directory(sandbox.id)
+        options = config.linux.security_context.namespace_options
+        namespaces: dict[str, str] = {}
+        if options.network != cri.NODE:
+            namespaces |= {"network": f"{directory}/ns/net", "uts": f"{directory}/ns/uts"}
+        if options.ipc != cri.NODE:
+            namespaces["ipc"] = f"{directory}/ns/ipc"
+        if options.pid == cri.POD:
+            namespaces["pid"] = f"{directory}/ns/pid"
+        elif options.pid == cri.TARGET:
+            namespaces["pid"] = f"/proc/{self._pid_of(options.target_id)}/ns/pid"
+        elif options.pid == cri.CONTAINER:
+            namespaces["pid"] = ""
+        return spec.Surroundings(
+            sandbox_id=sandbox.id,
+            container_id=identifier,
+            directory=directory,
+            namespaces=namespaces,
+            cgroups_path=self._pods.cgroup_path(sandbox, identifier),
+            user=user,
+            host_ipc=options.ipc == cri.NODE,
+        )
+
+    def _pid_of(self, container: str) -> int:
+        raise Invalid(what=f"join the processes of container {container[:12]}", cause="namespace mode TARGET is not offered yet")
+
+    async def start(self, record: ContainerRecord) -> None:
+        """The process runs when this returns. Raises Failure, then the container is exited with 128 and reason StartError."""
+        if record.state != "created":
+            raise WrongStatus(what=f"start container {record.name[0]}", cause=f"it is {record.state}")
+        sandbox = self._pods.store.sandbox(record.sandbox)
+        began = time.monotonic_ns()
+        try:
+            await self._pods.connection(record.sandbox).ask("start", container=record.id)
+        except Failure as failure:
+            self._pods.record(sandbox, "failure", failure.what, encode(failure))
+            now = time.time_ns()
+            failed = replace(
+                record, started_at=now, finished_at=now, exit_code=128, reason="StartError", message=failure.sentence()
+            )
+            await self._pods.store.put(failed)
+            self._pods.ended(record.id).set()
+            raise
+        current = self._pods.store.containers[record.id]
+        if not current.started_at:
+            await self._pods.store.put(replace(current, started_at=time.time_ns()))
+        self._pods.record(sandbox, "cri", "StartContainer", {"container_id": record.id}, time.monotonic_ns() - began)
+        self._pods.tell("started", self._pods.store.containers[record.id])
+
+    async def stop(self, record: ContainerRecord, grace_s: int) -> None:
+        """Its stop signal, `grace_s` seconds, then SIGKILL to all of it. Returns when it has ended. Idempotent."""
+        current = self._pods.store.containers.get(record.id)
+        if current is None or current.finished_at:
+            return
+        connection = self._pods.connection(record.sandbox)
+        ended = self._pods.ended(record.id)
+        if current.started_at and grace_s > 0:
+            await connection.ask("kill", container=record.id, signal=_signal_number(current.stop_signal))
+            try:
+                await asyncio.wait_for(ended.wait(), grace_s)
+                return
+            except TimeoutError:
+                pass  # the grace is over: what follows is the promise of StopContainer
+        await connection.ask("kill", container=record.id, signal=int(signal.SIGKILL), everyone=True)
+        await ended.wait()
+
+    async def remove(self, record: ContainerRecord) -> None:
+        await self.stop(record, 0)
+        connection = self._pods.connections.get(record.sandbox)
+        if connection is not None and not connection.closed:
+            await connection.ask("delete", container=record.id)
+        _remove_bundle(f"{self._pods.directory(record.sandbox)}/containers/{record.id}")
+        self._pods.images.release(record.id)
+        current = self._pods.store.containers.get(record.id)
+        if current is not None:
+            await self._pods.store.remove(current)
+            self._pods.tell("deleted", current)
+
+    async def exec_sync(self, record: ContainerRecord, command: list[str], timeout_s: int) -> tuple[bytes, bytes, int]:
+        """(stdout, stderr, exit code); waits for whoever holds the output open. Raises ExecTimeout, OutputTooLarge."""
+        what = f"run {command[0] if command else 'a command'} in container {record.name[0]}"
+        async with _Capture() as capture:
+            exec_id, end = await self.begin_exec(
+                record, command, {"stdout": capture.out.give(), "stderr": capture.err.give()}, tty=False
+            )
+            try:
+                async with asyncio.timeout(timeout_s or None):
+                    await asyncio.gather(capture.out.ended, capture.err.ended)
+                    code = int((await end)["code"])
+            except TimeoutError:
+                await self.kill_exec(record, exec_id)
+                raise ExecTimeout(what=what, cause=f"it did not end within {timeout_s} s and was killed") from None
+            except OutputTooLarge as failure:
+                await self.kill_exec(record, exec_id)
+                failure.what = what
+                raise
+            return bytes(capture.out.data), bytes(capture.err.data), code
+
+    async def begin_exec(
+        self, record: ContainerRecord, command: list[str], streams: dict[str, int], *, tty: bool
+    ) -> tuple[str, Any]:
+        """Start `command`; `streams` are our descriptors for it, closed here. Answers (exec id, future of its end)."""
+        exec_id = secrets.token_hex(8)
+        end = self._pods.exec_end(record.id, exec_id)
+        try:
+            self._must_run(record, command)
+            process = spec.exec_process(self._process(record), command, tty=tty)
+            await self._pods.connection(record.sandbox).ask(
+                "execute", list(streams.values()), container=record.id, exec_id=exec_id, process=process, streams=list(streams)
+            )
+        except BaseException:
+            end.cancel()
+            raise
+        finally:
+            for fd in streams.values():
+                os.close(fd)
+        return exec_id, end
+
+    async def begin_terminal(self, record: ContainerRecord, command: list[str]) -> tuple[str, Any, int]:
+        """The same on a terminal of its own: (exec id, future of its end, console, the caller's)."""
+        self._must_run(record, command)
+        exec_id = secrets.token_hex(8)
+        end = self._pods.exec_end(record.id, exec_id)
+        process = spec.exec_process(self._process(record), command, tty=True)
+        try:
+            _answer, (console,) = await self._pods.connection(record.sandbox).ask(
+                "execute", container=record.id, exec_id=exec_id, process=process, streams=[]
+            )
+        except BaseException:
+            end.cancel()
+            raise
+        return exec_id, end, console
+
+    async def attach(self, record: ContainerRecord, streams: dict[str, int]) -> None:
+        """Connect `streams` (our descriptors, closed here) to the running container's."""
+        once = cri.ContainerConfig.FromString(record.config).stdin_once
+        try:
+            await self._pods.connection(record.sandbox).ask(
+                "attach", list(streams.values()), container=record.id, streams=list(streams), stdin_once=once
+            )
+        finally:
+            for fd in streams.values():
+                os.close(fd)
+
+    async def resize(self, record: ContainerRecord, width: int, height: int, exec_id: str = "") -> None:
+        connection = self._pods.connection(record.sandbox)
+        await connection.ask("resize", container=record.id, exec_id=exec_id, width=width, height=height)
+
+    async def kill_exec(self, record: ContainerRecord, exec_id: str, number: int = signal.SIGKILL) -> None:
+        connection = self._pods.connection(record.sandbox)
+        await connection.ask("kill_exec", container=record.id, exec_id=exec_id, signal=int(number))
+
+    def _must_run(self, record: ContainerRecord, command: list[str]) -> None:
+        if record.state != "running":
+            raise WrongStatus(what=f"run {' '.join(command)[:80]} in container {record.name[0]}", cause=f"it is {record.state}")
+
+    def _process(self, record: ContainerRecord) -> dict[str, Any]:
+        with open(f"{self._pods.directory(record.sandbox)}/containers/{record.id}/config.json", "rb") as file:
+            process: dict[str, Any] = json.load(file)["process"]
+            return process
+
+
+class _Pipe:
+    """One captured stream: its read end in the event loop, its write end given away once."""
+
+    def __init__(self, limit: list[int]) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read, False)
+        self._limit = limit  # shared: bytes left
+        self.data = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._read, self._readable)
+
+    def give(self) -> int:
+        given, self._write = self._write, -1
+        return given
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._read)
+        os.close(self._read)
+        if self._write >= 0:
+            os.close(self._write)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._read, 1 << 16)
+        except BlockingIOError:
+            return
+        self.data += data
+        self._limit[0] -= len(data)
+        if self.ended.done():
+            return
+        if not data:
+            self._loop.remove_reader(self._read)
+            self.ended.set_result(None)
+        elif self._limit[0] < 0:
+            self._loop.remove_reader(self._read)
+            self.ended.set_exception(
+                OutputTooLarge(
+                    what="", cause=f"it printed more than {EXEC_OUTPUT_LIMIT} bytes", remedy="use `kubectl exec`, which streams"
+                )
+            )
+
+
+class _Capture:
+    """stdout and stderr of one command, within one limit."""
+
+    async def __aenter__(self) -> _Capture:
+        limit = [EXEC_OUTPUT_LIMIT]
+        self.out, self.err = _Pipe(limit), _Pipe(limit)
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self.out.close()
+        self.err.close()
+
+
+def _stop_signal(config: Any, image: Any) -> str:
+    if config.stop_signal:
+        return cri.Signal.Name(config.stop_signal)
+    return str((image.config.get("config") or {}).get("StopSignal") or "SIGTERM")
+
+
+def _signal_number(name: str) -> int:
+    """15 for "SIGTERM", "TERM" or "15"; SIGRTMINPLUS3 and the like as CRI spells them."""
+    if name.isdigit():
+        return int(name)
+    upper = name.upper() if name.upper().startswith("SIG") else "SIG" + name.upper()
+    for base, sign in (("SIGRTMINPLUS", 1), ("SIGRTMIN+", 1), ("SIGRTMAXMINUS", -1), ("SIGRTMAX-", -1)):
+        if upper.startswith(base):
+            return (34 if sign > 0 else 64) + sign * int(upper[len(base) :])
+    return int(getattr(signal, upper, signal.SIGTERM))
+
+
+def _remove_bundle(bundle: str) -> None:
+    """The bundle's own files; its rootfs must be unmounted, so a directory that is not empty is an error, not a victim."""
+    for name in ("config.json", "exit.json"):
+        try:
+            os.unlink(f"{bundle}/{name}")
+        except FileNotFoundError:
+            pass
+    for directory in (f"{bundle}/rootfs", bundle):
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass

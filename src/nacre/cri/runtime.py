@@ -1,0 +1,270 @@
+"""RuntimeService over gRPC: each method translates, calls `sandboxes` or `containers`, and turns a Failure into a status."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from nacre import __version__
+from nacre.cri import answers, spec
+from nacre.cri.containers import Containers
+from nacre.cri.pods import Pods
+from nacre.cri.sandboxes import Sandboxes, handlers
+from nacre.cri.store import ContainerRecord, SandboxRecord
+from nacre.cri.streaming import Streaming
+from nacre.oci.errors import Failure, NotFound
+from nacre.wire import cri_pb2 as cri
+from nacre.wire.cri import abort
+
+_EVENTS = {
+    "created": cri.CONTAINER_CREATED_EVENT,
+    "started": cri.CONTAINER_STARTED_EVENT,
+    "stopped": cri.CONTAINER_STOPPED_EVENT,
+    "deleted": cri.CONTAINER_DELETED_EVENT,
+}
+Method = Callable[..., Awaitable[Any]]
+
+
+def answered(method: Method) -> Method:
+    """A Failure leaves as a gRPC status whose details are its sentence; anything else is ours to see in the log."""
+
+    @functools.wraps(method)
+    async def call(self: Any, request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request)
+        except Failure as failure:
+            await abort(context, failure)
+
+    return call
+
+
+class RuntimeService:
+    """runtime.v1.RuntimeService."""
+
+    def __init__(self, pods: Pods, streaming: Streaming) -> None:
+        self._pods, self._store, self._streaming = pods, pods.store, streaming
+        self.sandboxes, self.containers = Sandboxes(pods), Containers(pods)
+
+    @answered
+    async def Version(self, request: Any) -> Any:
+        return cri.VersionResponse(version="0.1.0", runtime_name="nacre", runtime_version=__version__, runtime_api_version="v1")
+
+    @answered
+    async def Status(self, request: Any) -> Any:
+        network = self._pods.network.status()
+        conditions = [
+            cri.RuntimeCondition(type="RuntimeReady", status=True),
+            cri.RuntimeCondition(type="NetworkReady", status=network.ready, reason=network.reason, message=network.message),
+        ]
+        known = [cri.RuntimeHandler(name=name) for name in ("", *handlers(self._pods))]
+        return cri.StatusResponse(status=cri.RuntimeStatus(conditions=conditions), runtime_handlers=known)
+
+    @answered
+    async def RuntimeConfig(self, request: Any) -> Any:
+        driver = cri.SYSTEMD if self._pods.config.cgroup_driver == "systemd" else cri.CGROUPFS
+        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    @answered
+    async def UpdateRuntimeConfig(self, request: Any) -> Any:
+        return cri.UpdateRuntimeConfigResponse()
+
+    @answered
+    async def RunPodSandbox(self, request: Any) -> Any:
+        return cri.RunPodSandboxResponse(pod_sandbox_id=await self.sandboxes.run(request.config, request.runtime_handler))
+
+    @answered
+    async def StopPodSandbox(self, request: Any) -> Any:
+        record = self._maybe(self._store.sandbox, request.pod_sandbox_id)
+        if record is not None:
+            await self.sandboxes.stop(record, self.containers.stop)
+        return cri.StopPodSandboxResponse()
+
+    @answered
+    async def RemovePodSandbox(self, request: Any) -> Any:
+        record = self._maybe(self._store.sandbox, request.pod_sandbox_id)
+        if record is not None:
+            await self.sandboxes.remove(record, self.containers.stop, self.containers.remove)
+        return cri.RemovePodSandboxResponse()
+
+    @answered
+    async def PodSandboxStatus(self, request: Any) -> Any:
+        record = self._store.sandbox(request.pod_sandbox_id)
+        containers = [answers.container_status(one) for one in self._store.containers_of(record.id)]
+        info = {"info": _info(record)} if request.verbose else {}
+        return cri.PodSandboxStatusResponse(
+            status=answers.sandbox_status(record), info=info, containers_statuses=containers, timestamp=time.time_ns()
+        )
+
+    @answered
+    async def ListPodSandbox(self, request: Any) -> Any:
+        return cri.ListPodSandboxResponse(items=self._sandbox_items(request.filter))
+
+    async def StreamPodSandboxes(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        for item in self._sandbox_items(request.filter):
+            yield cri.StreamPodSandboxesResponse(pod_sandboxes=[item])
+
+    @answered
+    async def CreateContainer(self, request: Any) -> Any:
+        sandbox = self._store.sandbox(request.pod_sandbox_id)
+        return cri.CreateContainerResponse(
+            container_id=await self.containers.create(sandbox, request.config, request.sandbox_config)
+        )
+
+    @answered
+    async def StartContainer(self, request: Any) -> Any:
+        await self.containers.start(self._store.container(request.container_id))
+        return cri.StartContainerResponse()
+
+    @answered
+    async def StopContainer(self, request: Any) -> Any:
+        record = self._maybe(self._store.container, request.container_id)
+        if record is not None:
+            await self.containers.stop(record, request.timeout)
+        return cri.StopContainerResponse()
+
+    @answered
+    async def RemoveContainer(self, request: Any) -> Any:
+        record = self._maybe(self._store.container, request.container_id)
+        if record is not None:
+            await self.containers.remove(record)
+        return cri.RemoveContainerResponse()
+
+    @answered
+    async def ListContainers(self, request: Any) -> Any:
+        return cri.ListContainersResponse(containers=[answers.container_item(one) for one in self._containers(request.filter)])
+
+    async def StreamContainers(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        for record in self._containers(request.filter):
+            yield cri.StreamContainersResponse(containers=[answers.container_item(record)])
+
+    @answered
+    async def ContainerStatus(self, request: Any) -> Any:
+        record = self._store.container(request.container_id)
+        info = {"info": _info(record)} if request.verbose else {}
+        return cri.ContainerStatusResponse(status=answers.container_status(record), info=info)
+
+    @answered
+    async def UpdateContainerResources(self, request: Any) -> Any:
+        record = self._store.container(request.container_id)
+        await self._pods.connection(record.sandbox).ask("update", container=record.id, resources=spec.resources(request.linux))
+        config = cri.ContainerConfig.FromString(record.config)
+        config.linux.resources.MergeFrom(request.linux)
+        await self._store.put(replace(record, config=config.SerializeToString()))
+        return cri.UpdateContainerResourcesResponse()
+
+    @answered
+    async def ReopenContainerLog(self, request: Any) -> Any:
+        record = self._store.container(request.container_id)
+        await self._pods.connection(record.sandbox).ask("reopen_log", container=record.id)
+        return cri.ReopenContainerLogResponse()
+
+    @answered
+    async def ExecSync(self, request: Any) -> Any:
+        record = self._store.container(request.container_id)
+        out, err, code = await self.containers.exec_sync(record, list(request.cmd), request.timeout)
+        return cri.ExecSyncResponse(stdout=out, stderr=err, exit_code=code)
+
+    @answered
+    async def Exec(self, request: Any) -> Any:
+        return cri.ExecResponse(url=self._streaming.offer("exec", self._store.container(request.container_id), request))
+
+    @answered
+    async def Attach(self, request: Any) -> Any:
+        return cri.AttachResponse(url=self._streaming.offer("attach", self._store.container(request.container_id), request))
+
+    @answered
+    async def ContainerStats(self, request: Any) -> Any:
+        return cri.ContainerStatsResponse(stats=await self._stats(self._store.container(request.container_id)))
+
+    @answered
+    async def ListContainerStats(self, request: Any) -> Any:
+        wanted = [record for record in self._containers(request.filter) if record.state == "running"]
+        return cri.ListContainerStatsResponse(stats=await asyncio.gather(*(self._stats(record) for record in wanted)))
+
+    @answered
+    async def PodSandboxStats(self, request: Any) -> Any:
+        return cri.PodSandboxStatsResponse(stats=await self._sandbox_stats(self._store.sandbox(request.pod_sandbox_id)))
+
+    @answered
+    async def ListPodSandboxStats(self, request: Any) -> Any:
+        wanted = [record for record in self._sandboxes(request.filter) if record.ready]
+        return cri.ListPodSandboxStatsResponse(stats=await asyncio.gather(*(self._sandbox_stats(record) for record in wanted)))
+
+    async def GetContainerEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Every change of a container from now on, until the caller hangs up."""
+        queue: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        listener = lambda event, record: queue.put_nowait((event, record))  # noqa: E731  # kept to be taken out again
+        self._pods.listeners.append(listener)
+        try:
+            while True:
+                event, record = await queue.get()
+                if isinstance(record, ContainerRecord):
+                    yield self._event(event, record)
+        finally:
+            self._pods.listeners.remove(listener)
+
+    def _event(self, event: str, record: ContainerRecord) -> Any:
+        sandbox = self._store.sandboxes.get(record.sandbox)
+        return cri.ContainerEventResponse(
+            container_id=record.id,
+            container_event_type=_EVENTS[event],
+            created_at=time.time_ns(),
+            pod_sandbox_status=answers.sandbox_status(sandbox) if sandbox else None,
+            containers_statuses=[answers.container_status(one) for one in self._store.containers_of(record.sandbox)],
+        )
+
+    async def _stats(self, record: ContainerRecord) -> Any:
+        stats, _none = await self._pods.connection(record.sandbox).ask("stats", container=record.id)
+        return answers.container_stats(record, stats, time.time_ns())
+
+    async def _sandbox_stats(self, record: SandboxRecord) -> Any:
+        running = [one for one in self._store.containers_of(record.id) if one.state == "running"]
+        containers = await asyncio.gather(*(self._stats(one) for one in running))
+        stats, _none = await self._pods.connection(record.id).ask("stats", container="")
+        return answers.sandbox_stats(record, stats, list(containers), time.time_ns())
+
+    def _sandbox_items(self, wanted: Any) -> list[Any]:
+        return [answers.sandbox_item(record) for record in self._sandboxes(wanted)]
+
+    def _sandboxes(self, wanted: Any) -> list[SandboxRecord]:
+        found = sorted(self._store.sandboxes.values(), key=lambda record: record.created_at)
+        if wanted.id:
+            found = [record for record in found if record.id.startswith(wanted.id)]
+        state = getattr(wanted, "state", None)
+        if state is not None and wanted.HasField("state"):
+            found = [record for record in found if answers.sandbox_state(record) == state.state]
+        return [record for record in found if _labelled(cri.PodSandboxConfig.FromString(record.config).labels, wanted)]
+
+    def _containers(self, wanted: Any) -> list[ContainerRecord]:
+        found = sorted(self._store.containers.values(), key=lambda record: record.created_at)
+        if wanted.id:
+            found = [record for record in found if record.id.startswith(wanted.id)]
+        if wanted.pod_sandbox_id:
+            found = [record for record in found if record.sandbox.startswith(wanted.pod_sandbox_id)]
+        state = getattr(wanted, "state", None)
+        if state is not None and wanted.HasField("state"):
+            found = [record for record in found if answers.container_item(record).state == state.state]
+        return [record for record in found if _labelled(cri.ContainerConfig.FromString(record.config).labels, wanted)]
+
+    def _maybe(self, find: Callable[[str], Any], identifier: str) -> Any:
+        """The record, or None for what is gone: stopping and removing it succeeds."""
+        try:
+            return find(identifier)
+        except NotFound:
+            return None
+
+
+def _labelled(labels: Any, wanted: Any) -> bool:
+    return all(labels.get(key) == value for key, value in wanted.label_selector.items())
+
+
+def _info(record: SandboxRecord | ContainerRecord) -> str:
+    import msgspec
+
+    return msgspec.json.encode(
+        {"id": record.id, "created_at": record.created_at, "sandbox": getattr(record, "sandbox", record.id)}
+    ).decode()

@@ -1,0 +1,224 @@
+"""RunPodSandbox, StopPodSandbox, RemovePodSandbox: what a pod is before it has containers, made in order and undone in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+from nacre.cri import spec
+from nacre.cri.pods import Pods
+from nacre.cri.store import SandboxRecord
+from nacre.network import PodNetwork, PortMapping, resolv_conf
+from nacre.oci.errors import Failure, Invalid, Unsupported, encode, from_exception
+from nacre.shim.handler import Sandbox
+from nacre.wire import cri_pb2 as cri
+
+_NAMESPACES = (("network", "network"), ("ipc", "ipc"))
+
+
+class Sandboxes:
+    """The sandbox half of the runtime service."""
+
+    def __init__(self, pods: Pods) -> None:
+        self._pods = pods
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def lock(self, sandbox: str) -> asyncio.Lock:
+        """Held while a sandbox is stopped or removed: two callers take turns."""
+        return self._locks.setdefault(sandbox, asyncio.Lock())
+
+    async def run(self, config: Any, handler: str) -> str:
+        """Answers the new sandbox's id. Raises Failure with everything undone, the name released too."""
+        handler = handler or "runc"
+        metadata = config.metadata
+        title = f"{metadata.namespace}/{metadata.name}"
+        what = f"create pod sandbox for {title}"
+        self._check(config, handler, what)
+        identifier = secrets.token_hex(32)
+        name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
+        self._pods.store.reserve(name, identifier, what)
+        began = time.monotonic_ns()
+        record = SandboxRecord(
+            id=identifier, config=config.SerializeToString(), handler=handler, name=name, created_at=time.time_ns()
+        )
+        try:
+            async with AsyncExitStack() as undo:
+                undo.callback(self._pods.store.release, name)
+                record = await self._make(record, config, undo)
+                await self._pods.store.put(record)
+                undo.pop_all()
+        except BaseException as error:
+            failure = from_exception(what, error)
+            self._pods.record(record, "failure", what, encode(failure))
+            raise failure from error
+        self._pods.record(
+            record,
+            "cri",
+            "RunPodSandbox",
+            {"config": _readable(config), "runtime_handler": handler, "pod_sandbox_id": identifier},
+            time.monotonic_ns() - began,
+        )
+        return identifier
+
+    def _check(self, config: Any, handler: str, what: str) -> None:
+        known = handlers(self._pods)
+        if handler not in known:
+            raise Unsupported(
+                what=what,
+                cause=f"runtime handler {handler} is not configured; this node has {', '.join(known)}",
+                remedy=f"use one of those in the RuntimeClass, or add [handlers.{handler}] to {self._pods.config.etc}/config.toml",
+            )
+        if not config.metadata.name or not config.metadata.namespace:
+            raise Invalid(what=what, cause="metadata.name and metadata.namespace are required")
+
+    async def _make(self, record: SandboxRecord, config: Any, undo: AsyncExitStack) -> SandboxRecord:
+        directory = self._pods.directory(record.id)
+        os.makedirs(directory, mode=0o711)
+        undo.callback(self._pods.forget, record.id)
+        sandbox = self._sandbox(record, config)
+        _furnish(directory, config, self._pods)
+        shim = await self._pods.spawn(record.id, record.handler)
+        undo.push_async_callback(_destroy, shim)
+        await shim.ask("create_sandbox", sandbox=asdict(sandbox))
+        if "network" not in sandbox.namespaces:
+            return record
+        pod = PodNetwork(
+            sandbox_id=record.id,
+            name=config.metadata.name,
+            namespace=config.metadata.namespace,
+            uid=config.metadata.uid,
+            hostname=config.hostname,
+            annotations=dict(config.annotations),
+            ports=tuple(
+                PortMapping(
+                    container_port=port.container_port,
+                    host_port=port.host_port,
+                    protocol=cri.Protocol.Name(port.protocol),
+                    host_ip=port.host_ip,
+                )
+                for port in config.port_mappings
+            ),
+        )
+        undo.push_async_callback(asyncio.to_thread, self._pods.network.detach, record.id)
+        attachment = await asyncio.to_thread(self._pods.network.attach, pod, f"{directory}/ns/net")
+        await shim.ask("network_ready", attachment=asdict(attachment))
+        return replace(record, attachment=asdict(attachment))
+
+    def _sandbox(self, record: SandboxRecord, config: Any) -> Sandbox:
+        options = config.linux.security_context.namespace_options
+        namespaces = {kind: "" for kind, field in _NAMESPACES if getattr(options, field) != cri.NODE}
+        if "network" in namespaces:
+            namespaces["uts"] = ""
+        if options.pid == cri.POD:
+            namespaces["pid"] = ""
+        if options.userns_options.mode == cri.POD and (options.userns_options.uids or options.userns_options.gids):
+            namespaces["user"] = ""
+        return Sandbox(
+            id=record.id,
+            pod_uid=record.name[2],
+            directory=self._pods.directory(record.id),
+            hostname=config.hostname,
+            cgroups_path=config.linux.cgroup_parent or f"{self._pods.config.cgroup_root}/pods/{record.id}",
+            namespaces=namespaces,
+            sysctls=dict(config.linux.sysctls),
+            resources=spec.resources(config.linux.resources),
+            overhead=spec.resources(config.linux.overhead),
+            annotations=dict(config.annotations),
+            dns=tuple(_resolv_lines(config, self._pods)),
+            settings=settings(self._pods, record.handler),
+            trace_dir=self._pods.config.trace_dir,
+        )
+
+    async def stop(self, record: SandboxRecord, stop_container: Any) -> None:
+        """Containers stopped, network detached, namespaces and VM away; the record stays, NOTREADY. Idempotent."""
+        async with self.lock(record.id):
+            current = self._pods.store.sandboxes.get(record.id)
+            if current is None:
+                return
+            await asyncio.gather(*(stop_container(container, 0) for container in self._pods.store.containers_of(record.id)))
+            for container in self._pods.store.containers_of(record.id):
+                await self._ask(record.id, "delete", container=container.id)
+            if current.attachment:
+                await asyncio.to_thread(self._pods.network.detach, record.id)
+            if current.ready:
+                await self._pods.store.change(current, ready=False)
+            connection = self._pods.connections.pop(record.id, None)
+            if connection is not None and not connection.closed:
+                await _destroy(connection)
+                connection.close()
+
+    async def remove(self, record: SandboxRecord, stop_container: Any, remove_container: Any) -> None:
+        await self.stop(record, stop_container)
+        for container in self._pods.store.containers_of(record.id):
+            await remove_container(container)
+        self._pods.forget(record.id)
+        current = self._pods.store.sandboxes.get(record.id)
+        if current is not None:
+            await self._pods.store.remove(current)
+        self._locks.pop(record.id, None)
+
+    async def _ask(self, sandbox: str, op: str, **request: Any) -> None:
+        connection = self._pods.connections.get(sandbox)
+        if connection is not None and not connection.closed:
+            await connection.ask(op, **request)
+
+
+def handlers(pods: Pods) -> dict[str, str]:
+    """Handler name → binary, "" for nacre's own. `kata` is there once it was enabled."""
+    found = {"runc": ""} | {name: handler.binary for name, handler in pods.config.handlers.items()}
+    if os.path.isdir(f"{pods.config.data}/kata/appliance"):
+        found["kata"] = ""
+    return found
+
+
+def settings(pods: Pods, handler: str) -> dict[str, Any]:
+    """What a shim's handler needs of the configuration."""
+    config = pods.config
+    known = config.handlers.get(handler)
+    return {
+        "runc_root": (known.root if known else "") or f"{config.state}/{handler}",
+        "binary": known.binary if known else "",
+        "kata": asdict(config.kata),
+        "data": config.data,
+        "state": config.state,
+        "cgroup_root": config.cgroup_root,
+    }
+
+
+async def _destroy(shim: Any) -> None:
+    try:
+        await shim.ask("destroy")
+    except Failure as failure:
+        if failure.code != "ShimDied":
+            raise
+
+
+def _furnish(directory: str, config: Any, pods: Pods) -> None:
+    """The files that every container of the pod gets unless its kubelet brings its own."""
+    files = {
+        "resolv.conf": "\n".join(_resolv_lines(config, pods)) + "\n",
+        "hostname": (config.hostname or os.uname().nodename) + "\n",
+    }
+    for name, text in files.items():
+        with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _resolv_lines(config: Any, pods: Pods) -> list[str]:
+    dns = config.dns_config
+    if not (dns.servers or dns.searches or dns.options):
+        return list(resolv_conf(pods.config))
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    return lines + ([f"options {' '.join(dns.options)}"] if dns.options else [])
+
+
+def _readable(message: Any) -> Any:
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True)

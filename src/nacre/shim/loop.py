@@ -1,0 +1,64 @@
+"""A shim's event loop: descriptors, children, nothing else. One thread, one epoll, no inotify, no timers of its own."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+from collections.abc import Callable
+
+Callback = Callable[[], None]
+
+
+class Loop:
+    """Owns the epoll and the pipe that SIGCHLD writes to."""
+
+    def __init__(self, on_child: Callable[[int, int], None]) -> None:
+        self._selector = selectors.EpollSelector()
+        self._on_child = on_child
+        self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        self.watch(self._woken, self._children)
+        self._ending = False
+
+    def watch(self, fd: int, callback: Callback, *, write: bool = False) -> None:
+        """Call back while `fd` is readable (writable); a second watch of the same descriptor replaces the first."""
+        events = selectors.EVENT_WRITE if write else selectors.EVENT_READ
+        if fd in self._selector.get_map():
+            self._selector.modify(fd, events, callback)
+        else:
+            self._selector.register(fd, events, callback)
+
+    def unwatch(self, fd: int) -> None:
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    def run(self) -> None:
+        """Until `end`."""
+        self._reap()
+        while not self._ending:
+            for key, _events in self._selector.select():
+                if key.fd in self._selector.get_map():  # a callback before this one may have let it go
+                    key.data()
+
+    def end(self) -> None:
+        self._ending = True
+
+    def _children(self) -> None:
+        try:
+            os.read(self._woken, 4096)
+        except BlockingIOError:
+            return
+        self._reap()
+
+    def _reap(self) -> None:
+        """Every child that has ended; a wait for one of them elsewhere (`processes.in_child`) happens before its signal is read."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._on_child(pid, status)
