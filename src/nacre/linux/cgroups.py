@@ -42,6 +42,10 @@ class Cgroup:
         ]
         self._made: list[str] = []
 
+    def directories(self) -> list[tuple[Hierarchy, str]]:
+        """Each hierarchy that counts, and the cgroup's directory there."""
+        return list(self._directories)
+
     # -- making and removing
 
     def create(self) -> None:

@@ -21,7 +21,7 @@ DOCUMENT_LIMIT = 16 << 20
 # {key: schema} for an object. "!" before a key: it must be there.
 _ID_MAP = [{"!containerID": "u32", "!hostID": "u32", "!size": "u32"}]
 _USER = {"uid": "u32", "gid": "u32", "umask": "u32", "additionalGids": ["u32"], "username": "str"}
-_CAPABILITIES = dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), ["str"])
+_CAPABILITIES = {key: ["str"] for key in ("bounding", "effective", "inheritable", "permitted", "ambient")}
 PROCESS: Tree = {
     "terminal": "bool",
     "consoleSize": {"!height": "uint", "!width": "uint"},

@@ -1,0 +1,277 @@
+"""seccomp: an OCI profile becomes a BPF program through libseccomp, once; the program is kept by the profile's hash.
+
+    CACHE/HASH.bpf    struct sock_filter array as the kernel takes it; written whole (temporary name, rename)
+
+The library is opened at the first compilation only, never in a container. `loader` is what the child needs: one raw system call.
+config-linux.md "Seccomp", seccomp(2), seccomp_rule_add(3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nacre.linux.libc import SyscallError, machine, number
+from nacre.linux.memfd import from_bytes
+from nacre.oci.errors import Failure, Invalid, Unsupported
+
+
+class SeccompRefused(Failure):
+    """A profile cannot be compiled or loaded."""
+
+
+_ACTIONS = {
+    "SCMP_ACT_KILL": 0x00000000,
+    "SCMP_ACT_KILL_THREAD": 0x00000000,
+    "SCMP_ACT_KILL_PROCESS": 0x80000000,
+    "SCMP_ACT_TRAP": 0x00030000,
+    "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_TRACE": 0x7FF00000,
+    "SCMP_ACT_LOG": 0x7FFC0000,
+    "SCMP_ACT_ALLOW": 0x7FFF0000,
+}
+_WITH_DATA = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
+_ARCHITECTURES = {
+    "SCMP_ARCH_X86": 0x40000003,
+    "SCMP_ARCH_X86_64": 0xC000003E,
+    "SCMP_ARCH_X32": 0x4000003E,
+    "SCMP_ARCH_ARM": 0x40000028,
+    "SCMP_ARCH_AARCH64": 0xC00000B7,
+}
+_OPERATORS = {
+    "SCMP_CMP_NE": 1,
+    "SCMP_CMP_LT": 2,
+    "SCMP_CMP_LE": 3,
+    "SCMP_CMP_EQ": 4,
+    "SCMP_CMP_GE": 5,
+    "SCMP_CMP_GT": 6,
+    "SCMP_CMP_MASKED_EQ": 7,
+}
+FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}
+_NATIVE = 0  # SCMP_ARCH_NATIVE
+_OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE: 2 is a binary tree instead of a list of comparisons
+_BAD_ARCHITECTURE = 2  # SCMP_FLTATR_ACT_BADARCH
+
+
+class _Comparison(ctypes.Structure):
+    _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("datum_a", ctypes.c_uint64), ("datum_b", ctypes.c_uint64)]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+_library: ctypes.CDLL | None = None
+
+
+def _seccomp() -> ctypes.CDLL:
+    """libseccomp with its prototypes; its functions answer -errno, unlike libc's."""
+    global _library
+    if _library is None:
+        try:
+            library = ctypes.CDLL("libseccomp.so.2")
+        except OSError as error:
+            raise SeccompRefused(
+                what="compile a seccomp profile",
+                cause=f"libseccomp.so.2 cannot be opened: {error}",
+                remedy="apt-get install libseccomp2",
+            ) from error
+        context, uint = ctypes.c_void_p, ctypes.c_uint32
+        library.seccomp_init.argtypes, library.seccomp_init.restype = [uint], context
+        library.seccomp_release.argtypes, library.seccomp_release.restype = [context], None
+        library.seccomp_arch_add.argtypes = library.seccomp_arch_remove.argtypes = [context, uint]
+        library.seccomp_arch_exist.argtypes = [context, uint]
+        library.seccomp_arch_native.argtypes, library.seccomp_arch_native.restype = [], uint
+        library.seccomp_attr_set.argtypes = [context, ctypes.c_int, uint]
+        library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
+        library.seccomp_rule_add_array.argtypes = [context, uint, ctypes.c_int, ctypes.c_uint, ctypes.POINTER(_Comparison)]
+        library.seccomp_export_bpf.argtypes = [context, ctypes.c_int]
+        _library = library
+    return _library
+
+
+def available() -> bool:
+    """Whether profiles can be compiled here."""
+    try:
+        _seccomp()
+    except SeccompRefused:
+        return False
+    return True
+
+
+def key(profile: Mapping[str, Any]) -> str:
+    """What names the compiled form: the profile's content, the machine, the version of this code's rules."""
+    text = json.dumps(profile, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"1 {machine()} {text}".encode()).hexdigest()[:32]
+
+
+def compiled(profile: Mapping[str, Any], cache: str) -> str:
+    """The path of the profile's program below directory `cache`, compiled now if it is not there. Raises SeccompRefused, Invalid."""
+    path = os.path.join(cache, key(profile) + ".bpf")
+    if os.path.exists(path):
+        return path
+    data = compile_profile(profile)
+    os.makedirs(cache, 0o700, exist_ok=True)
+    fresh = f"{path}.{os.getpid()}"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(fresh, path)
+    return path
+
+
+def read_program(path: str) -> bytes:
+    """A compiled program's bytes. Raises SeccompRefused for a file that is none."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(8 * 4096 + 1)
+    except OSError as error:
+        raise SeccompRefused(what=f"read the seccomp filter {path}", cause=str(error.strerror)) from error
+    if not data or len(data) % 8 or len(data) > 8 * 4096:
+        raise SeccompRefused(what=f"read the seccomp filter {path}", cause=f"{len(data)} bytes are no BPF program")
+    return data
+
+
+def flags_of(profile: Mapping[str, Any]) -> int:
+    """seccomp(2)'s flags as the profile names them. Raises Invalid."""
+    result = 0
+    for word in profile.get("flags", ()):
+        if word not in FLAGS:
+            if word == "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV":
+                continue  # concerns listeners, which are refused below
+            raise Invalid(what="read linux.seccomp", cause=f"flags has {word!r}", remedy=f"flags are {', '.join(FLAGS)}")
+        result |= FLAGS[word]
+    return result
+
+
+def compile_profile(profile: Mapping[str, Any]) -> bytes:
+    """The BPF program of an OCI profile. System calls that this libseccomp does not know are left out: they fall to the default."""
+    if profile.get("listenerPath") or any(rule["action"] == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls", ())):
+        raise Unsupported(
+            what="load the seccomp profile", cause="it wants a listener (SCMP_ACT_NOTIFY)", remedy="use SCMP_ACT_ERRNO"
+        )
+    library = _seccomp()
+    default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
+    context = library.seccomp_init(default)
+    if not context:
+        raise SeccompRefused(what="compile the seccomp profile", cause=f"seccomp_init refuses {profile['defaultAction']}")
+    try:
+        for word in profile.get("architectures", ()):
+            architecture = _ARCHITECTURES.get(word)
+            if architecture is not None and _fits(architecture, library.seccomp_arch_native()):
+                _checked(library.seccomp_arch_add(context, architecture), f"add {word}", errno.EEXIST)
+        library.seccomp_attr_set(context, _OPTIMIZE, 2)  # libseccomp before 2.5 has it not
+        for rule in profile.get("syscalls", ()):
+            _add_rule(library, context, rule, default)
+        return _exported(library, context)
+    finally:
+        library.seccomp_release(context)
+
+
+def _fits(architecture: int, native: int) -> bool:
+    """Whether programs of `architecture` can run on a `native` kernel; rules for others would be dead weight."""
+    families = ({0x40000003, 0xC000003E, 0x4000003E}, {0x40000028, 0xC00000B7})
+    return any({architecture, native} <= family for family in families)
+
+
+def _action(word: str, data: int | None) -> int:
+    if word not in _ACTIONS:
+        raise Invalid(what="read linux.seccomp", cause=f"{word!r} is no action", remedy=f"actions are {', '.join(_ACTIONS)}")
+    if word in _WITH_DATA:
+        return _ACTIONS[word] | ((errno.EPERM if data is None else data) & 0xFFFF)
+    return _ACTIONS[word]
+
+
+def _add_rule(library: ctypes.CDLL, context: int, rule: Mapping[str, Any], default: int) -> None:
+    action = _action(rule["action"], rule.get("errnoRet"))
+    if action == default:
+        return  # libseccomp refuses what says nothing new
+    groups = _comparisons(rule.get("args", ()))
+    for name in rule["names"]:
+        system_call = library.seccomp_syscall_resolve_name(name.encode())
+        if system_call == -1:
+            continue
+        for group in groups:
+            array = (_Comparison * max(1, len(group)))(*group)
+            code = library.seccomp_rule_add_array(context, action, system_call, len(group), array)
+            _checked(code, f"add a rule for {name}", errno.EEXIST, errno.EDOM, errno.EFAULT)
+
+
+def _comparisons(arguments: Sequence[Mapping[str, Any]]) -> list[list[_Comparison]]:
+    """One group per rule to add: comparisons of different arguments are one rule (and), several of one argument are several (or)."""
+    made: list[_Comparison] = []
+    for argument in arguments:
+        operator = _OPERATORS.get(argument["op"])
+        if operator is None or argument["index"] > 5:
+            raise Invalid(what="read linux.seccomp", cause=f"an argument has op {argument['op']!r}, index {argument['index']}")
+        made.append(_Comparison(argument["index"], operator, argument["value"], argument.get("valueTwo", 0)))
+    indices = [argument["index"] for argument in arguments]
+    if len(set(indices)) == len(indices):
+        return [made]
+    return [[comparison] for comparison in made]
+
+
+def _exported(library: ctypes.CDLL, context: int) -> bytes:
+    fd = from_bytes("nacre-seccomp", b"")
+    try:
+        _checked(library.seccomp_export_bpf(context, fd), "export the program")
+        size = os.fstat(fd).st_size
+        return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
+
+
+def _checked(code: int, what: str, *fine: int) -> None:
+    if code < 0 and -code not in fine:
+        raise SeccompRefused(
+            what=f"compile the seccomp profile: {what}", cause=f"libseccomp: {os.strerror(-code)} (errno {-code})"
+        )
+
+
+_raw = ctypes.PyDLL(None, use_errno=True)["syscall"]  # bound now: `loader` runs where nothing may be opened
+_raw.restype = ctypes.c_long
+
+
+def loader(program: bytes, flags: int) -> Callable[[], None]:
+    """What loads `program` (sock_filter array) into the calling thread by one system call; all is allocated here, not there.
+
+    The call needs no_new_privs or CAP_SYS_ADMIN. It raises SyscallError; `explain` knows the odd ones.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+    structure = _Program(len(program) // 8, ctypes.addressof(buffer))
+    arguments = (ctypes.c_long(number("seccomp")), ctypes.c_long(1), ctypes.c_long(flags), ctypes.byref(structure))
+
+    def load() -> None:
+        if _raw(*arguments) != 0:
+            raise SyscallError("seccomp", ctypes.get_errno())
+        buffer  # noqa: B018  # the program must live until here
+
+    return load
+
+
+def explain(error: SyscallError) -> Failure:
+    """Why seccomp(2) refused a filter."""
+    remedy = ""
+    cause = f"seccomp(2): {error.strerror} (errno {error.errno})"
+    if error.errno == 524:  # ENOTSUPP, the kernel's own: no name in libc
+        used = ""
+        try:
+            with open("/proc/sys/net/core/bpf_jit_limit", encoding="ascii") as file:
+                used = file.read().strip()
+        except OSError:
+            pass
+        cause = f"seccomp(2): errno 524, the memory for compiled BPF programs is used up (bpf_jit_limit is {used or 'not readable here'})"
+        remedy = "sysctl -w net.core.bpf_jit_limit=1000000000"
+    elif error.errno in (errno.EINVAL, errno.ENOSYS):
+        remedy = "boot a kernel with CONFIG_SECCOMP_FILTER, or remove linux.seccomp"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "set process.noNewPrivileges, or run as root (CAP_SYS_ADMIN)"
+    return SeccompRefused(what="load the seccomp filter", cause=cause, remedy=remedy)

@@ -1,0 +1,567 @@
+"""A container's life on this host: create, start, kill, delete, and looking at it (runtime.md "Lifecycle"). `execute` has its own module.
+
+The state directory is `oci.state`'s; cgroups are `linux.cgroups`'. Beside them a container is nothing but processes and what the
+kernel keeps for them. The creating process may end at once: its child, the container's init, then belongs to the nearest subreaper.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nacre.linux import capabilities, cgroups, process, seccomp
+from nacre.linux.libc import owned
+from nacre.oci import spec as oci_spec
+from nacre.oci import state as store
+from nacre.oci.errors import Failure, Invalid, NotFound, Unsupported, WrongStatus
+from nacre.oci.state import Record, Status, advance
+from nacre.runc import hooks, init, plan
+from nacre.runc.failures import InitDied
+from nacre.runc.launch import Birth, Launcher, hear_execution, namespace_flags
+
+Stdio = Sequence[int | None]
+Warn = Callable[[str], None]
+_LATE_BELOW = 8 << 20  # a memory limit smaller than what the set-up itself may touch once it is inside
+_DIE_WAIT_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A process that was brought to life. `pid` is the host's; `console` the terminal's master, owned by the caller."""
+
+    pid: int
+    console: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def create(
+    root: str,
+    identifier: str,
+    bundle: str,
+    *,
+    stdio: Stdio = (0, 1, 2),
+    tty: bool = False,
+    preserve_fds: int = 0,
+    systemd_cgroup: bool = False,
+    console_socket: str = "",
+    no_pivot: bool = False,
+    no_new_keyring: bool = False,
+    seccomp_bpf: str = "",
+    layout: cgroups.Layout | None = None,
+) -> Launch:
+    """Create the container from BUNDLE/config.json: all is set up, its process waits to be started.
+
+    `stdio` are descriptors (None: /dev/null), which stay the caller's; with `tty` (or process.terminal) a terminal replaces them: its
+    master is in the answer, or sent to `console_socket`. `seccomp_bpf` names a compiled filter to use instead of linux.seccomp.
+    Raises a Failure, having undone everything.
+    """
+    oci_spec.check_id(identifier)
+    bundle = os.path.abspath(bundle)
+    spec = oci_spec.load(bundle)
+    _check(spec, bundle)
+    layout = cgroups.discover() if layout is None else layout
+    terminal = tty or spec["process"].get("terminal", False)
+    with ExitStack() as undo:
+        lock = store.reserve(root, identifier)
+        undo.callback(_remove_directory, root, identifier)
+        with owned(lock):
+            record = _first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
+            store.save(record)
+            record = _with_filter(record, spec, seccomp_bpf)
+            cgroup = cgroup_of(record, layout=layout)
+            host = _host(
+                record, spec, cgroup, tty=terminal, pivot=not no_pivot, keyring=not no_new_keyring, preserve=preserve_fds
+            )
+            orders = _orders(spec, host, _oci_state(record, Status.CREATING), stdio)
+            if cgroup is not None:
+                undo.callback(cgroup.undo)
+                undo.callback(cgroup.remove)
+                cgroup.create()
+                cgroup.apply(spec.get("linux", {}).get("resources", {}))
+            child = _launch(record, spec, orders, cgroup, lock, undo)
+            if child.console is not None and console_socket:
+                send_console(console_socket, child.console)
+                os.close(child.console)
+                child = replace(child, console=None)
+        undo.pop_all()
+    return child
+
+
+def _launch(
+    record: Record, spec: Mapping[str, Any], orders: init.Orders, cgroup: cgroups.Cgroup | None, directory: int, undo: ExitStack
+) -> Launch:
+    with ExitStack() as held:
+        gates = [] if cgroup is None else cgroup.gates()
+        for _, fd in gates:
+            held.callback(os.close, fd)
+        listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(f"/proc/self/fd/{directory}/start.sock")  # by descriptor: a path may be longer than sun_path
+        listener.listen(1)
+        launcher = Launcher(orders, _birth(spec, held), gates=gates, listener=listener)
+    undo.callback(launcher.abandon)
+    warnings = adjust_oom_score(launcher.pid, spec["process"])
+
+    def run_runtime_hooks() -> None:
+        document = _oci_state(record, Status.CREATING) | {"pid": launcher.pid}
+        for point in ("prestart", "createRuntime"):
+            hooks.run_all(spec["hooks"], point, document)
+
+    try:
+        child = launcher.wait(run_runtime_hooks)
+    except InitDied as failure:
+        raise _explain_death(failure, cgroup) from failure
+    if child.console is not None:
+        undo.callback(os.close, child.console)
+    found = process.status(launcher.pid)
+    unknown, _ = plan.capability_masks(spec["process"])
+    warnings += [f"unknown capabilities left out: {', '.join(unknown)}"] if unknown else []
+    advance(record, Status.CREATED, pid=launcher.pid, start_time=found[2] if found else 0, created_ns=time.time_ns())
+    launcher.release()
+    return Launch(pid=launcher.pid, console=child.console, warnings=(*warnings, *child.warnings))
+
+
+def _check(spec: Mapping[str, Any], bundle: str) -> None:
+    if "process" not in spec:
+        raise Invalid(what=f"read {bundle}/config.json", cause="process is missing: a container needs one to run")
+    plan.refuse_unsupported(spec)
+
+
+def _first_record(
+    root: str, identifier: str, bundle: str, spec: Mapping[str, Any], layout: cgroups.Layout, systemd_cgroup: bool
+) -> Record:
+    linux = spec.get("linux", {})
+    joined, new = plan.namespaces_of(spec)
+    return Record(
+        id=identifier,
+        root=root,
+        bundle=bundle,
+        creator=os.getpid(),
+        cgroup="" if layout.mode == "none" else _cgroup_path(linux.get("cgroupsPath", ""), identifier, systemd_cgroup),
+        rootfs=os.path.realpath(os.path.join(bundle, spec.get("root", {}).get("path", "rootfs"))),
+        user_namespace="user" in new or "user" in joined,
+        oci_version=spec["ociVersion"],
+        created_ns=time.time_ns(),
+        annotations=spec.get("annotations", {}),
+        hooks={point: spec.get("hooks", {}).get(point, []) for point in ("poststart", "poststop")},
+        apparmor=spec["process"].get("apparmorProfile", ""),
+        selinux=spec["process"].get("selinuxLabel", ""),
+    )
+
+
+def _with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> Record:
+    profile = spec.get("linux", {}).get("seccomp")
+    if seccomp_bpf:
+        return replace(record, seccomp=seccomp_bpf, seccomp_flags=seccomp.flags_of(profile or {}))
+    if not profile:
+        return record
+    path = seccomp.compiled(profile, os.path.join(record.root, ".seccomp"))
+    return replace(record, seccomp=path, seccomp_flags=seccomp.flags_of(profile))
+
+
+def _cgroup_path(wanted: str, identifier: str, systemd: bool) -> str:
+    """linux.cgroupsPath as a path below every hierarchy; "slice:prefix:name" (systemd's form) becomes the path that systemd makes."""
+    if wanted.count(":") == 2 and not wanted.startswith("/"):
+        slice_name, prefix, name = wanted.split(":")
+        return _slice_path(slice_name or "system.slice") + "/" + (f"{prefix}-{name}.scope" if prefix else name)
+    if systemd and os.path.isdir("/run/systemd/system"):
+        raise Unsupported(
+            what=f"use the cgroup {wanted!r} through systemd",
+            cause="--systemd-cgroup wants slice:prefix:name and a scope made by systemd",
+            remedy="use the cgroupfs driver",
+        )
+    return os.path.normpath("/" + wanted) if wanted else f"/nacre-runc/{identifier}"
+
+
+def _slice_path(name: str) -> str:
+    """a-b.slice lies in a.slice (systemd.slice(5))."""
+    parts = name.removesuffix(".slice").split("-")
+    return "/" + "/".join("-".join(parts[: count + 1]) + ".slice" for count in range(len(parts)) if parts[0])
+
+
+def cgroup_of(record: Record, below: str = "", layout: cgroups.Layout | None = None) -> cgroups.Cgroup | None:
+    """The container's cgroup, or the one `below` it; None on a host without cgroups."""
+    if not record.cgroup:
+        return None
+    return cgroups.Cgroup(layout or cgroups.discover(), os.path.join(record.cgroup, os.path.normpath("/" + below).lstrip("/")))
+
+
+def _host(
+    record: Record,
+    spec: Mapping[str, Any],
+    cgroup: cgroups.Cgroup | None,
+    *,
+    tty: bool,
+    pivot: bool,
+    keyring: bool,
+    preserve: int,
+) -> plan.Host:
+    directories = [] if cgroup is None else cgroup.directories()
+    only_v2 = cgroup is not None and cgroup.layout.mode == "v2"
+    limit = spec.get("linux", {}).get("resources", {}).get("memory", {}).get("limit", 0)
+    return plan.Host(
+        bundle=record.bundle,
+        cgroup_directories=tuple(("" if only_v2 else os.path.basename(one.mount), path) for one, path in directories),
+        highest_capability=capabilities.last(),
+        kcore=os.path.exists("/proc/kcore"),
+        filter=seccomp.read_program(record.seccomp) if record.seccomp else b"",
+        filter_flags=record.seccomp_flags,
+        tty=tty,
+        pivot=pivot,
+        new_keyring=keyring,
+        preserve=preserve,
+        late_cgroups=0 < limit < _LATE_BELOW,
+        security=plan.security_labels(record.apparmor, record.selinux),
+    )
+
+
+def _orders(spec: Mapping[str, Any], host: plan.Host, state: dict[str, Any], stdio: Stdio) -> init.Orders:
+    _, new = plan.namespaces_of(spec)
+    due = spec.get("hooks", {})
+    first, second, third = (None, None, None) if host.tty else stdio
+    return init.Orders(
+        maps="user" in new,
+        hooks=bool(due.get("prestart") or due.get("createRuntime")),
+        before=plan.setup_steps(spec, host, state),
+        after=plan.start_steps(spec, host, state),
+        stdio=(first, second, third),
+        keep=host.preserve,
+        container=state["id"],
+    )
+
+
+def _birth(spec: Mapping[str, Any], held: ExitStack) -> Birth:
+    """Opens the namespaces to join; `held` closes them once the child is born."""
+    joined, new = plan.namespaces_of(spec)
+    opened: dict[str, int] = {}
+    for kind in plan.join_order(joined):
+        try:
+            opened[kind] = os.open(joined[kind], os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Invalid(
+                what=f"join the {kind} namespace {joined[kind]}", cause=f"open(2): {error.strerror} (errno {error.errno})"
+            ) from error
+        held.callback(os.close, opened[kind])
+    linux = spec.get("linux", {})
+    return Birth(
+        flags=namespace_flags(dict.fromkeys(new)),
+        visit={kind: fd for kind, fd in opened.items() if kind != "user"},
+        user=opened.get("user", -1),
+        uid_map=_id_map(linux.get("uidMappings", ())),
+        gid_map=_id_map(linux.get("gidMappings", ())),
+    )
+
+
+def _id_map(mappings: Sequence[Mapping[str, int]]) -> str:
+    return "".join(f"{one['containerID']} {one['hostID']} {one['size']}\n" for one in mappings)
+
+
+def adjust_oom_score(pid: int, tree: Mapping[str, Any]) -> list[str]:
+    """process.oomScoreAdj, from outside: in a user namespace the process could not. Lowering needs CAP_SYS_RESOURCE."""
+    wanted = tree.get("oomScoreAdj")
+    if wanted is None:
+        return []
+    try:
+        with owned(os.open(f"/proc/{pid}/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)) as fd:
+            if int(os.read(fd, 16)) != wanted:
+                os.pwrite(fd, str(wanted).encode(), 0)
+    except PermissionError:
+        return [f"oom_score_adj {wanted} is lower than this host allows without CAP_SYS_RESOURCE: left as it is"]
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it is gone; waiting for it will say why
+    return []
+
+
+def _explain_death(failure: InitDied, cgroup: cgroups.Cgroup | None) -> InitDied:
+    if cgroup is None or not cgroup.oom_kills():
+        return failure
+    limit = cgroup.stats()["memory_limit_bytes"]
+    return InitDied(
+        what=failure.what,
+        cause=f"{failure.cause}: out of memory in cgroup {cgroup.path}, whose limit is {limit} bytes",
+        remedy="raise the memory limit; nacre's set-up itself needs about 1 MiB",
+    )
+
+
+def send_console(path: str, console: int) -> None:
+    """The master to who listens at `path` (runc's --console-socket): one message with the descriptor beside it."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sender:
+            sender.connect(path)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [console]))]
+            sender.sendmsg([b"/dev/ptmx"], rights)
+    except OSError as error:
+        raise Failure(what=f"hand the terminal to {path}", cause=f"{error.strerror or error} (errno {error.errno})") from error
+
+
+def _remove_directory(root: str, identifier: str) -> None:
+    directory = os.path.join(root, identifier)
+    for name in ("state.json", "state.json.new", "start.sock"):
+        try:
+            os.unlink(f"{directory}/{name}")
+        except FileNotFoundError:
+            continue
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+
+
+# -- starting
+
+
+def start(root: str, identifier: str, warn: Warn | None = None) -> None:
+    """Let the container's process execute its program; returns when it has, or raises why it could not (CommandNotFound …)."""
+    with store.locked(root, identifier) as directory:
+        record = store.read(root, identifier)
+        status = current_status(record)
+        if status != Status.CREATED:
+            raise WrongStatus(what=f"start container {identifier}", cause=f"it is {status}")
+        warnings: list[str] = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
+            try:
+                gate.connect(f"/proc/self/fd/{directory}/start.sock")
+                gate.sendall(b".")
+                hear_execution(gate, warnings)
+            except OSError as error:
+                raise InitDied(
+                    what=f"start container {identifier}", cause=f"its init (pid {record.pid}) does not answer: {error.strerror}"
+                ) from error
+        _check_executed(record)
+        os.unlink("start.sock", dir_fd=directory)
+        record = advance(record, Status.RUNNING)
+    document = _oci_state(record, Status.RUNNING)
+    tell = warn or (lambda words: None)
+    for words in warnings:
+        tell(words)
+    hooks.run_leniently(record.hooks, "poststart", document, tell)
+
+
+def _check_executed(record: Record) -> None:
+    """The gate closed without a word: either execve did it, or the process is dead and still has its old name."""
+    found = process.status(record.pid)
+    if found is None or found[2] != record.start_time or found[0] != init.NAME:
+        return
+    failure = InitDied(
+        what=f"start container {record.id}",
+        cause=f"its init (pid {record.pid}) was killed before it could execute the program",
+        remedy="its seccomp profile may forbid execve, or somebody killed it",
+    )
+    raise _explain_death(failure, cgroup_of(record))
+
+
+# -- looking
+
+
+def current_status(record: Record) -> Status:
+    """What the container is now: the record, corrected by what its process has done since."""
+    if record.status == Status.CREATING:
+        return Status.CREATING if process.status(record.creator) else Status.STOPPED
+    found = process.status(record.pid)
+    if found is None or found[2] != record.start_time or found[1] in "ZX":
+        return Status.STOPPED
+    if record.status == Status.CREATED and found[0] != init.NAME:
+        return Status.RUNNING  # the starter was killed between the release and the record
+    return record.status
+
+
+def _oci_state(record: Record, status: Status) -> dict[str, Any]:
+    """runtime.md "State"."""
+    return {
+        "ociVersion": record.oci_version or oci_spec.VERSION,
+        "id": record.id,
+        "status": str(status),
+        "pid": 0 if status == Status.STOPPED else record.pid,
+        "bundle": record.bundle,
+        "annotations": record.annotations,
+    }
+
+
+def state(root: str, identifier: str) -> dict[str, Any]:
+    """The container's OCI state, and `rootfs` and `created` (RFC 3339) as runc adds them. Cheap: two small files."""
+    return describe(store.read(root, identifier))
+
+
+def describe(record: Record) -> dict[str, Any]:
+    whole, rest = divmod(record.created_ns, 1_000_000_000)
+    created = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{rest:09d}Z"
+    return _oci_state(record, current_status(record)) | {"rootfs": record.rootfs, "created": created, "owner": "root"}
+
+
+def list_states(root: str) -> list[dict[str, Any]]:
+    """The state of every container below `root`; one that vanishes meanwhile, or has no record yet, is left out."""
+    states = []
+    for identifier in store.identifiers(root):
+        try:
+            states.append(state(root, identifier))
+        except NotFound:
+            continue
+    return states
+
+
+def processes(root: str, identifier: str) -> list[int]:
+    """Every process of the container, host pids."""
+    record = store.read(root, identifier)
+    cgroup = cgroup_of(record)
+    found = [] if cgroup is None else cgroup.pids()
+    alive = current_status(record) != Status.STOPPED
+    return sorted({*found, record.pid}) if alive else found
+
+
+def stats(root: str, identifier: str) -> dict[str, int]:
+    """`linux.cgroups.Cgroup.stats` of the container; empty on a host without cgroups."""
+    cgroup = cgroup_of(store.read(root, identifier))
+    return {} if cgroup is None else cgroup.stats()
+
+
+def oom_kills(root: str, identifier: str) -> int:
+    cgroup = cgroup_of(store.read(root, identifier))
+    return 0 if cgroup is None else cgroup.oom_kills()
+
+
+# -- acting on it
+
+
+def update(root: str, identifier: str, resources: Mapping[str, Any]) -> None:
+    """Change limits (OCI linux.resources); what is not named stays."""
+    checked = oci_spec.check_resources(resources)
+    with store.locked(root, identifier):
+        cgroup = cgroup_of(_living(root, identifier, "update"))
+        if cgroup is None:
+            raise cgroups.missing("any", f"update container {identifier}", cgroups.discover().looked)
+        cgroup.apply(checked)
+
+
+def pause(root: str, identifier: str) -> None:
+    """Freeze every process."""
+    with store.locked(root, identifier):
+        record = _living(root, identifier, "pause")
+        if record.status != Status.RUNNING:
+            raise WrongStatus(what=f"pause container {identifier}", cause=f"it is {record.status}")
+        cgroup = cgroup_of(record)
+        if cgroup is None:
+            raise cgroups.missing("freezer", f"pause container {identifier}", cgroups.discover().looked)
+        cgroup.freeze()
+        advance(record, Status.PAUSED)
+
+
+def resume(root: str, identifier: str) -> None:
+    with store.locked(root, identifier):
+        record = _living(root, identifier, "resume")
+        if record.status != Status.PAUSED:
+            raise WrongStatus(what=f"resume container {identifier}", cause=f"it is {record.status}")
+        cgroup = cgroup_of(record)
+        if cgroup is not None:
+            cgroup.thaw()
+        advance(record, Status.RUNNING)
+
+
+def _living(root: str, identifier: str, act: str) -> Record:
+    record = store.read(root, identifier)
+    status = current_status(record)
+    if status in (Status.CREATING, Status.STOPPED):
+        raise WrongStatus(what=f"{act} container {identifier}", cause=f"it is {status}")
+    if status != record.status:
+        record = advance(record, status)
+    return record
+
+
+def kill(root: str, identifier: str, number: int, *, everyone: bool = False) -> None:
+    """Send signal `number` to the container's init, or to every process of it. Raises WrongStatus when it has ended (runtime.md "Kill")."""
+    record = store.read(root, identifier)
+    status = current_status(record)
+    if everyone:
+        cgroup = cgroup_of(record)
+        if cgroup is not None and (status != Status.STOPPED or cgroup.pids()):
+            cgroup.kill(number)
+    if status in (Status.CREATING, Status.STOPPED):
+        if everyone:
+            return
+        raise WrongStatus(what=f"signal container {identifier}", cause=f"container not running: it is {status}")
+    if everyone and cgroup is not None and number == signal.SIGKILL and status != Status.CREATED:
+        return
+    _signal(record, number)
+    if status == Status.PAUSED and number == signal.SIGKILL:
+        cgroup = cgroup_of(record)
+        if cgroup is not None:
+            cgroup.thaw()  # a frozen process dies only once it runs
+
+
+def _signal(record: Record, number: int) -> bool:
+    """By pidfd, after making sure that it is still the same process; False when it is not there any more."""
+    try:
+        with owned(process.pidfd_open(record.pid)) as pidfd:
+            found = process.status(record.pid)
+            if found is None or found[2] != record.start_time:
+                return False
+            process.pidfd_send_signal(pidfd, number)
+            return True
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return False
+        raise Failure(what=f"signal container {record.id}", cause=str(error)) from error
+
+
+def delete(root: str, identifier: str, *, force: bool = False, warn: Warn | None = None) -> None:
+    """Remove what is left of an ended container; with `force` end it first, and a missing one is fine."""
+    try:
+        with store.locked(root, identifier):
+            try:
+                record = store.read(root, identifier)
+            except Failure:
+                if not force:
+                    raise
+                _remove_directory(root, identifier)  # a create that was killed before its first record
+                return
+            status = current_status(record)
+            if status != Status.STOPPED:
+                if not force:
+                    raise WrongStatus(
+                        what=f"delete container {identifier}",
+                        cause=f"it is {status}",
+                        remedy=f"kill it first, or delete --force {identifier}",
+                    )
+                _end(record)
+            cgroup = cgroup_of(record)
+            if cgroup is not None and cgroup.exists():
+                if cgroup.pids():
+                    cgroup.kill()
+                cgroup.remove()
+            hooks.run_leniently(record.hooks, "poststop", _oci_state(record, Status.STOPPED), warn or (lambda words: None))
+            _remove_directory(root, identifier)
+    except NotFound:
+        if not force:
+            raise
+
+
+def _end(record: Record) -> None:
+    """Kill init and wait until it is dead (reaping is the parent's)."""
+    if not record.pid:
+        return
+    try:
+        pidfd = process.pidfd_open(record.pid)
+    except OSError:
+        return
+    with owned(pidfd):
+        if not _signal(record, signal.SIGKILL):
+            return
+        cgroup = cgroup_of(record)
+        if cgroup is not None and record.status == Status.PAUSED:
+            cgroup.kill()
+            cgroup.thaw()
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_DIE_WAIT_MS):
+            raise Failure(
+                what=f"kill container {record.id}",
+                cause=f"its init (pid {record.pid}) did not die within {_DIE_WAIT_MS // 1000} s: it hangs in the kernel",
+                remedy=f"look at /proc/{record.pid}/stack",
+            )

@@ -1,0 +1,138 @@
+"""A further process in a running container: its namespaces and cgroups are joined, then the same last steps as for its init."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from nacre.linux import capabilities, cgroups, namespaces, process, seccomp
+from nacre.linux.namespaces import KINDS
+from nacre.oci import spec as oci_spec
+from nacre.oci import state as store
+from nacre.oci.errors import WrongStatus
+from nacre.oci.state import Record, Status
+from nacre.runc import init, plan
+from nacre.runc import process_steps as ps
+from nacre.runc import steps as fs
+from nacre.runc.container import Launch, Stdio, adjust_oom_score, cgroup_of, current_status, send_console
+from nacre.runc.launch import Birth, Launcher
+
+
+def execute(
+    root: str,
+    identifier: str,
+    tree: Mapping[str, Any],
+    *,
+    stdio: Stdio = (0, 1, 2),
+    tty: bool = False,
+    preserve_fds: int = 0,
+    console_socket: str = "",
+    ignore_paused: bool = False,
+    sub_cgroup: str = "",
+) -> Launch:
+    """Run the OCI `process` given as `tree` inside; returns once its program is executing. The caller reaps the pid.
+
+    `stdio` and `tty` as in `create`. `sub_cgroup` is a path below the container's cgroup. Raises CommandNotFound and the like,
+    WrongStatus for a container that does not run.
+    """
+    checked = oci_spec.check_process(tree)
+    record = store.read(root, identifier)
+    status = current_status(record)
+    if status not in (Status.RUNNING, Status.CREATED) and not (status == Status.PAUSED and ignore_paused):
+        raise WrongStatus(what=f"execute in container {identifier}", cause=f"it is {status}")
+    terminal = tty or checked.get("terminal", False)
+    host = plan.Host(
+        bundle=record.bundle,
+        highest_capability=capabilities.last(),
+        filter=seccomp.read_program(record.seccomp) if record.seccomp else b"",
+        filter_flags=record.seccomp_flags,
+        tty=terminal,
+        preserve=preserve_fds,
+        security=plan.security_labels(
+            checked.get("apparmorProfile", record.apparmor), checked.get("selinuxLabel", record.selinux)
+        ),
+    )
+    with ExitStack() as held:
+        launcher = _launch(record, checked, host, stdio, sub_cgroup, held)
+        held.callback(launcher.abandon)
+        warnings = adjust_oom_score(launcher.pid, checked)
+        child = launcher.wait()
+        if child.console is not None:
+            held.callback(os.close, child.console)
+        if child.console is not None and console_socket:
+            send_console(console_socket, child.console)
+        launcher.await_execution(child)
+        if not (child.console is not None and console_socket):
+            held.pop_all()
+            return Launch(pid=child.pid, console=child.console, warnings=(*warnings, *child.warnings))
+        os.close(child.console)
+        held.pop_all()
+    return Launch(pid=child.pid, warnings=(*warnings, *child.warnings))
+
+
+def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Stdio, sub_cgroup: str, held: ExitStack) -> Launcher:
+    pidfd = process.pidfd_open(record.pid)
+    with ExitStack() as opened:
+        opened.callback(os.close, pidfd)
+        if current_status(record) == Status.STOPPED:  # the number may have become another's before the pidfd was taken
+            raise WrongStatus(what=f"execute in container {record.id}", cause="it has just ended")
+        cgroup = cgroup_of(record, sub_cgroup)
+        if cgroup is not None and sub_cgroup:
+            cgroup.create()
+        gates = [] if cgroup is None else _gates(cgroup, record)
+        for _, fd in gates:
+            opened.callback(os.close, fd)
+        ours = {kind for kind in KINDS if _same(kind, record.pid)}
+        visit: dict[str, int] = {}
+        if "pid" not in ours:  # children alone are born there, so it is the parent that has to go
+            visit["pid"] = namespaces.open_namespace("pid", record.pid)
+            opened.callback(os.close, visit["pid"])
+        flags = 0
+        for kind in KINDS:
+            if kind not in ours and kind not in ("pid", "time"):
+                flags |= KINDS[kind][0]
+        size = tree.get("consoleSize", {})
+        # The cgroups first: entering them by gates needs nothing of the host, and the cgroup namespace is joined from inside.
+        before: list[fs.Step] = [ps.JoinProcess(pidfd, namespaces.Clone(flags), f"the namespaces of process {record.pid}")]
+        if record.user_namespace:
+            before.append(ps.BecomeNamespaceRoot())
+        before.append(ps.OpenRootDirectory())
+        if host.tty:
+            before.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=False))
+        before += [ps.NewSession(), ps.EnterCgroups(False)]
+        first, second, third = (None, None, None) if host.tty else stdio
+        orders = init.Orders(
+            maps=False,
+            hooks=False,
+            before=tuple(before),
+            after=plan.process_steps(tree, host),
+            stdio=(first, second, third),
+            keep=host.preserve,
+            container=record.id,
+        )
+        return Launcher(orders, Birth(visit=visit), gates=gates, listener=None)
+
+
+def _same(kind: str, pid: int) -> bool:
+    try:
+        return namespaces.identity(kind, pid) == namespaces.identity(kind)
+    except FileNotFoundError:
+        return True  # a kind that this kernel lacks, or a process that is gone: joining will say
+
+
+def _gates(cgroup: cgroups.Cgroup, record: Record) -> list[tuple[str, int]]:
+    """v2: when the container's init has moved its own processes below, the group itself takes none any more: go where init is."""
+    unified = cgroup.layout.unified
+    gates = cgroup.gates()
+    if cgroup.layout.mode != "v2" or unified is None:
+        return gates
+    with open(f"/proc/{record.pid}/cgroup", encoding="utf-8") as file:
+        path = next((line.rstrip("\n")[3:] for line in file if line.startswith("0::")), "")
+    directory = f"{unified.mount}{path}"
+    if path.startswith(record.cgroup + "/") and os.path.isdir(directory):
+        for _, fd in gates:
+            os.close(fd)
+        return [(directory, os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))]
+    return gates

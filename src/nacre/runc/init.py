@@ -1,0 +1,182 @@
+"""The child's side: from the fork to execve(2). Runs the steps, tells the parent, waits at the gate, runs the rest, executes.
+
+Messages on the channel are JSON, one per SOCK_SEQPACKET packet: {"stage": "maps"|"hooks"}, answered by any byte;
+{"stage": "created", "warnings": […]} with the terminal's master beside it; {"warnings": […]}; or {"failure": …}. Closing it without an answer
+means that the creator is gone: so is the container. After the gate the connection of `start` takes the channel's place; execve
+closes it, and a closed connection without a failure is success.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import importlib.abc
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from nacre.linux import process
+from nacre.oci.errors import Failure, encode
+from nacre.runc.failures import StepFailed, step_failed
+from nacre.runc.process_steps import JoinProcess
+from nacre.runc.steps import Context, Step
+
+NAME = "nacre:init"  # until execve gives another: tells a container that was never started from one that runs
+_BUSY = 250  # exit status of a child that could not say what happened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What the child does, decided before the fork."""
+
+    maps: bool  # a user namespace is new: wait for its id maps first
+    hooks: bool  # runtime hooks are due once the namespaces are there
+    before: tuple[Step, ...]  # up to "created"
+    after: tuple[Step, ...]  # from "started" on, the last one executes
+    stdio: tuple[int | None, int | None, int | None]  # None is /dev/null
+    keep: int  # descriptors 3…3+N-1 that are passed on
+    container: str
+
+
+class _Refuse(importlib.abc.MetaPathFinder):
+    """In a container's root an import would run the container's code, as the host's root."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> NoReturn:
+        raise ImportError(f"module {fullname} was not loaded before the container was entered")
+
+
+class _Gone(Exception):
+    """The creator ended before the container was created."""
+
+
+def become(orders: Orders, channel: socket.socket, listener: socket.socket | None, gates: Sequence[tuple[str, int]]) -> NoReturn:
+    """Never returns. `listener`: where `start` knocks; None executes at once (execute). Descriptors stay where they are."""
+    status = _BUSY
+    current: Step | str = "begin"
+    try:
+        gc.disable()
+        sys.meta_path.insert(0, _Refuse())
+        process.set_dumpable(enabled=False)
+        process.set_name(NAME)
+        _reset_signals()
+        os.umask(0)
+        context = Context(channel=channel.fileno(), gates=list(gates))
+        _close_others(
+            {channel.fileno(), *_numbers(orders), *(fd for _, fd in gates), *((listener.fileno(),) if listener else ())}
+        )
+        _place_stdio(orders.stdio)
+        context.host_pid = int(os.readlink("/proc/self"))
+        if orders.maps:
+            _ask(channel, "maps")
+        pending: list[Step] = list(orders.before)
+        if orders.hooks:
+            _ask(channel, "hooks")
+        for step in pending:
+            current = step
+            step.run(context)
+        current = "wait to be started"
+        channel = _created(channel, context, listener)
+        for step in orders.after:
+            current = step
+            if step is orders.after[-1] and context.warnings:
+                channel.sendall(json.dumps({"warnings": context.warnings}).encode())
+            step.run(context)
+    except _Gone:
+        pass
+    except BaseException as error:
+        _tell(channel, _failure(current, error, orders.container))
+    finally:
+        os._exit(status)
+
+
+def _numbers(orders: Orders) -> set[int]:
+    """The descriptors that the orders name."""
+    named = {fd for fd in orders.stdio if fd is not None} | set(range(3, 3 + orders.keep)) | {0, 1, 2}
+    return named | {step.descriptor for step in orders.before if isinstance(step, JoinProcess)}
+
+
+def _close_others(keep: set[int]) -> None:
+    """What the parent has open (locks, sockets, logs of other containers) must not live on in a process that may wait for days."""
+    first = 3
+    for fd in sorted(number for number in keep if number > 2):
+        if fd > first:
+            process.close_range(first, fd - 1)
+        first = fd + 1
+    process.close_range(first)
+
+
+def _reset_signals() -> None:
+    """What the interpreter or the starter ignores or blocks must not be inherited by the program."""
+    for number in range(1, signal.NSIG):
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):
+                continue  # SIGKILL, SIGSTOP and those that libc keeps
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _place_stdio(stdio: Sequence[int | None]) -> None:
+    """The given descriptors as 0, 1, 2. They are copied upwards first: one may stand where another has to go."""
+    copies = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if fd is None else os.dup(fd) for fd in stdio]
+    for number, copy in enumerate(copies):
+        if copy == number:
+            os.set_inheritable(copy, True)
+        else:
+            os.dup2(copy, number)
+    for copy in copies:
+        if copy > 2:
+            os.close(copy)
+
+
+def _ask(channel: socket.socket, stage: str) -> None:
+    channel.sendall(json.dumps({"stage": stage}).encode())
+    if not channel.recv(1):
+        raise _Gone
+
+
+def _created(channel: socket.socket, context: Context, listener: socket.socket | None) -> socket.socket:
+    """Report; wait until the creator has written it down; wait for `start`. Answers the channel to use from here on."""
+    message = json.dumps({"stage": "created", "warnings": context.warnings}).encode()
+    context.warnings.clear()
+    if context.console >= 0:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [context.console]))]
+        channel.sendmsg([message], rights)
+        os.close(context.console)
+    else:
+        channel.sendall(message)
+    if listener is None:
+        return channel
+    if not channel.recv(1):
+        raise _Gone
+    channel.close()
+    connection, _ = listener.accept()
+    listener.close()
+    if not connection.recv(1):
+        os._exit(_BUSY)  # the starter died between connecting and speaking
+    return connection
+
+
+def _failure(current: Step | str, error: BaseException, container: str) -> Failure:
+    if isinstance(error, Failure):
+        return error
+    what = f"{current if isinstance(current, str) else current.describe()} for container {container}"
+    if isinstance(error, OSError):
+        return step_failed(what, error)
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" at line {frame.tb_lineno} of {frame.tb_frame.f_code.co_name}" if frame is not None else ""
+    return StepFailed(what=what, cause=f"{type(error).__name__}: {error}{place}")
+
+
+def _tell(channel: socket.socket, failure: Failure) -> None:
+    try:
+        channel.sendall(json.dumps({"failure": encode(failure)}).encode()[:65536])
+    except OSError:
+        pass  # nobody listens any more; the exit status has to do

@@ -1,0 +1,186 @@
+"""The parent's side of a new process: fork it where it belongs, answer what it asks, and take its word or its death for an answer.
+
+The caller is single-threaded or at least holds no lock another thread could leave taken in the child.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nacre.linux import namespaces, process
+from nacre.linux.namespaces import KINDS, Clone
+from nacre.oci.errors import Failure, decode
+from nacre.runc import init
+from nacre.runc.failures import InitDied, step_failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """Where the child is born."""
+
+    flags: int = 0  # new namespaces
+    visit: Mapping[str, int] = field(default_factory=dict)  # existing ones, kind to descriptor, joined around the fork
+    user: int = -1  # an existing user namespace, joined by an intermediate that ends at once
+    uid_map: str = ""  # lines for /proc/PID/uid_map of a new user namespace
+    gid_map: str = ""
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that has been set up and waits, or has been executed."""
+
+    pid: int
+    console: int | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class Launcher:
+    """One fork. `channel` stays open until `release` or `abandon`."""
+
+    def __init__(
+        self, orders: init.Orders, birth: Birth, *, gates: Sequence[tuple[str, int]], listener: socket.socket | None
+    ) -> None:
+        self.orders = orders
+        self._birth = birth
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.pid = self._fork(theirs, listener, gates)
+
+    def _fork(self, theirs: socket.socket, listener: socket.socket | None, gates: Sequence[tuple[str, int]]) -> int:
+        birth = self._birth
+        what = f"make the namespaces of container {self.orders.container}"
+        try:
+            if birth.user >= 0:
+                return self._fork_in_user_namespace(theirs, listener, gates)
+            with namespaces.visiting(birth.visit):
+                pid = process.fork(birth.flags)
+                if pid == 0:
+                    self._channel.close()
+                    init.become(self.orders, theirs, listener, gates)
+            return pid
+        except OSError as error:
+            self._channel.close()
+            raise step_failed(what, error) from error
+
+    def _fork_in_user_namespace(
+        self, theirs: socket.socket, listener: socket.socket | None, gates: Sequence[tuple[str, int]]
+    ) -> int:
+        """The user namespace must be entered before the others are made, so that it owns them: an intermediate does both.
+
+        Its child is its sibling (CLONE_PARENT), that is: ours. It answers the child's pid, or the errno.
+        """
+        read, write = os.pipe2(os.O_CLOEXEC)
+        middle = process.fork()
+        if middle == 0:
+            try:
+                namespaces.setns(self._birth.user, Clone.NEWUSER)
+                for kind, fd in self._birth.visit.items():
+                    namespaces.setns(fd, KINDS[kind][0])
+                pid = process.fork(self._birth.flags | Clone.PARENT)
+                if pid == 0:
+                    self._channel.close()
+                    init.become(self.orders, theirs, listener, gates)
+                os.write(write, f"{pid} 0".encode())
+            except OSError as error:
+                os.write(write, f"0 {error.errno} {getattr(error, 'call', '')}".encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as answer:
+            words = answer.read().decode().split()
+        os.waitpid(middle, 0)
+        if not words or words[0] == "0":
+            raise OSError(int(words[1]) if len(words) > 1 else 0, "joining the user namespace failed")
+        return int(words[0])
+
+    def wait(self, on_hooks: Callable[[], None] | None = None) -> Child:
+        """Serve the child until it says "created" or, having executed, hangs up. Raises what it reports, or InitDied."""
+        child = Child(self.pid)
+        while True:
+            data, ancillary, _, _ = self._channel.recvmsg(65536, 1024, socket.MSG_CMSG_CLOEXEC)
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    child.console = array.array("i", content)[0]
+            if not data:
+                raise self._died()
+            message = json.loads(data)
+            if "failure" in message:
+                raise decode(message["failure"])
+            stage = message["stage"]
+            if stage == "created":
+                child.warnings += message["warnings"]
+                return child
+            if stage == "maps":
+                self._write_maps()
+            elif stage == "hooks" and on_hooks is not None:
+                on_hooks()
+            self._channel.sendall(b".")
+
+    def await_execution(self, child: Child) -> None:
+        """Until the child has executed its program. Raises its failure."""
+        with self._channel:
+            hear_execution(self._channel, child.warnings)
+
+    def release(self) -> None:
+        """The child's creation is on record: it may wait at its gate, whoever we are."""
+        self._channel.sendall(b".")
+        self._channel.close()
+
+    def abandon(self) -> None:
+        """Take the child back: it is killed and reaped."""
+        self._channel.close()
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+    def _write_maps(self) -> None:
+        birth = self._birth
+        if not birth.uid_map:
+            return
+        for name, text in (("gid_map", birth.gid_map), ("uid_map", birth.uid_map)):
+            fd = os.open(f"/proc/{self.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, text.encode())
+            except OSError as error:
+                error.filename = f"/proc/{self.pid}/{name} ({text.strip()!r})"
+                raise step_failed(f"map the ids of container {self.orders.container}", error) from error
+            finally:
+                os.close(fd)
+
+    def _died(self) -> Failure:
+        """The channel closed without a word."""
+        ending = "it ended silently"
+        try:
+            _, status = os.waitpid(self.pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
+        except ChildProcessError:
+            pass
+        return InitDied(what=f"set up container {self.orders.container}", cause=f"the process that becomes its init: {ending}")
+
+
+def namespace_flags(kinds: Mapping[str, Any]) -> int:
+    """clone3(2) flags for new namespaces of these OCI kinds; the cgroup namespace is made later, from inside the cgroup."""
+    flags = 0
+    for kind in kinds:
+        if kind != "cgroup":
+            flags |= KINDS[kind][0]
+    return flags
+
+
+def hear_execution(channel: socket.socket, warnings: list[str]) -> None:
+    """Read what a process says up to its execve(2), which closes the channel. Raises the Failure it reports."""
+    while data := channel.recv(65536):
+        message = json.loads(data)
+        if "failure" in message:
+            raise decode(message["failure"])
+        warnings += message.get("warnings", ())

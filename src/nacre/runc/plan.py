@@ -1,0 +1,342 @@
+"""From a checked config.json to what the child will do: a tuple of frozen steps. Pure but for looking whether host files are there.
+
+The order of the steps is that of config.md and runtime.md "Lifecycle"; why each stands where it does is said at the step.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nacre.linux.mounts import MountFlag
+from nacre.linux.namespaces import KINDS
+from nacre.oci.errors import Invalid, Unsupported
+from nacre.runc import process_steps as ps
+from nacre.runc import steps as fs
+from nacre.runc.mount_options import Options
+from nacre.runc.mount_options import parse as parse_options
+from nacre.runc.mount_options import propagation as parse_propagation
+
+Tree = Mapping[str, Any]
+
+# What a container always has: runtime-linux.md, config-linux.md "Default Devices".
+_DEFAULT_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+_FILE_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+# sysctl prefixes that belong to a namespace, and which: anything else would change the host.
+_SYSCTLS = (
+    ("net.", "network"),
+    ("kernel.msg", "ipc"),
+    ("kernel.sem", "ipc"),
+    ("kernel.shm", "ipc"),
+    ("fs.mqueue.", "ipc"),
+    ("kernel.domainname", "uts"),
+    ("user.", "user"),
+)
+_IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+_POLICIES = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the plan needs to know of the host."""
+
+    bundle: str
+    cgroup_directories: tuple[
+        tuple[str, str], ...
+    ] = ()  # of the container: (name below /sys/fs/cgroup, "" for v2 alone; directory)
+    highest_capability: int = 40
+    kcore: bool = True
+    filter: bytes = b""
+    filter_flags: int = 0
+    tty: bool = False
+    pivot: bool = True
+    new_keyring: bool = True
+    preserve: int = 0
+    late_cgroups: bool = False  # a memory limit too small for the set-up: enter when all of it is over
+    security: tuple[tuple[str, str], ...] = ()  # (file below /proc/self/attr, text)
+
+
+def namespaces_of(spec: Tree) -> tuple[dict[str, str], set[str]]:
+    """(joined: kind to path, new: kinds)."""
+    joined: dict[str, str] = {}
+    new: set[str] = set()
+    for namespace in spec.get("linux", {}).get("namespaces", ()):
+        if namespace.get("path"):
+            joined[namespace["type"]] = namespace["path"]
+        else:
+            new.add(namespace["type"])
+    return joined, new
+
+
+def refuse_unsupported(spec: Tree) -> None:
+    """Before the host is touched: what this runtime does not do, by name."""
+    linux = spec.get("linux", {})
+    what = "create the container"
+    if linux.get("intelRdt"):
+        raise Unsupported(
+            what=what, cause="linux.intelRdt is set; cache allocation is not done here", remedy="remove linux.intelRdt"
+        )
+    if linux.get("timeOffsets"):
+        raise Unsupported(what=what, cause="linux.timeOffsets is set", remedy="remove linux.timeOffsets")
+    for mount in spec.get("mounts", ()):
+        if mount.get("uidMappings") or mount.get("gidMappings"):
+            raise Unsupported(
+                what=what, cause=f"the mount {mount['destination']} has id mappings", remedy="remove its uidMappings"
+            )
+    joined, new = namespaces_of(spec)
+    if "mount" not in new:
+        how = f"joins {joined['mount']}" if "mount" in joined else "has no mount namespace"
+        raise Unsupported(
+            what=what, cause=f"it {how}: its root could not be changed", remedy='add {"type": "mount"} to linux.namespaces'
+        )
+    if linux.get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
+        raise Unsupported(what=what, cause="linux.mountLabel on a host with SELinux", remedy="remove linux.mountLabel")
+    if linux.get("personality", {}).get("domain", "LINUX") != "LINUX":
+        raise Unsupported(what=what, cause=f"personality {linux['personality']['domain']}", remedy="remove linux.personality")
+
+
+def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
+    """Everything up to "created"."""
+    linux = spec.get("linux", {})
+    joined, new = namespaces_of(spec)
+    user_namespace = "user" in new or "user" in joined
+    steps: list[fs.Step] = []
+    if user_namespace:
+        steps.append(ps.BecomeNamespaceRoot())
+    if host.new_keyring:
+        steps.append(ps.NewKeyring(f"nacre-{state['id']}"))
+    if "network" in new:
+        steps.append(ps.RaiseLoopback())
+    steps += _names_and_sysctls(spec, joined, new)
+    steps += _root(spec, host)
+    own_dev = True
+    for mount in spec.get("mounts", ()):
+        step = _mount(mount, host)[0]
+        steps.append(step)
+        if _clean(mount["destination"]) == "/dev":
+            own_dev = not isinstance(step, fs.BindMount)
+    if own_dev:
+        steps += _devices(linux.get("devices", ()), user_namespace=user_namespace)
+        steps.append(fs.LinkDevices(core=host.kcore))
+    if host.tty:
+        size = spec.get("process", {}).get("consoleSize", {})
+        steps.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=own_dev))
+    steps += _inside_hooks(spec, "createContainer", state)
+    steps += _finish_root(spec, host)
+    steps.append(ps.NewSession())
+    if not host.late_cgroups:
+        steps.append(ps.EnterCgroups("cgroup" in new))
+    return tuple(steps)
+
+
+def _finish_root(spec: Tree, host: Host) -> list[fs.Step]:
+    linux = spec.get("linux", {})
+    steps: list[fs.Step] = [fs.MaskPath(path) for path in linux.get("maskedPaths", ())]
+    steps += [fs.ReadonlyPath(path) for path in linux.get("readonlyPaths", ())]
+    if cwd := spec.get("process", {}).get("cwd", ""):
+        steps.append(fs.MakeDirectory(cwd))
+    for mount in spec.get("mounts", ()):
+        if _mount(mount, host)[1]:
+            steps.append(fs.MakeReadonly(_clean(mount["destination"])))
+    if spec.get("root", {}).get("readonly"):
+        steps.append(fs.MakeReadonly("/"))
+    steps.append(fs.EnterRoot(_rootfs(spec, host.bundle), host.pivot, _propagation(linux)))
+    return steps
+
+
+def _names_and_sysctls(spec: Tree, joined: Mapping[str, str], new: set[str]) -> list[fs.Step]:
+    steps: list[fs.Step] = []
+    if "hostname" in spec:
+        steps.append(ps.SetName(spec["hostname"], domain=False))
+    if "domainname" in spec:
+        steps.append(ps.SetName(spec["domainname"], domain=True))
+    for key, value in spec.get("linux", {}).get("sysctl", {}).items():
+        name = key.replace("/", ".") if "." not in key.split("/")[0] else key
+        kind = next((kind for prefix, kind in _SYSCTLS if name.startswith(prefix)), None)
+        if kind is None or ".." in name:
+            raise Invalid(what="read linux.sysctl", cause=f"{key} belongs to no namespace: it would change the host")
+        if kind not in new and kind not in joined:
+            raise Invalid(
+                what="read linux.sysctl",
+                cause=f"{key} needs a {kind} namespace of the container's own, or it would change the host",
+                remedy=f'add {{"type": "{kind}"}} to linux.namespaces',
+            )
+        steps.append(ps.SetSysctl(name, value))
+    return steps
+
+
+def _rootfs(spec: Tree, bundle: str) -> str:
+    root = spec.get("root", {}).get("path")
+    if not root:
+        raise Invalid(what="read config.json", cause="root.path is missing")
+    return os.path.realpath(os.path.join(bundle, root))
+
+
+def _propagation(linux: Tree) -> tuple[MountFlag, bool] | None:
+    word = linux.get("rootfsPropagation")
+    if not word:
+        return None
+    found = parse_propagation(word)
+    if found is None:
+        raise Invalid(what="read config.json", cause=f"linux.rootfsPropagation is {word!r}")
+    return found
+
+
+def _root(spec: Tree, host: Host) -> list[fs.Step]:
+    """The new namespace first stops giving to the host (unless it is to), then takes the root as a mount."""
+    wanted = _propagation(spec.get("linux", {}))
+    keep = wanted is not None and wanted[0] == MountFlag.SHARED
+    before = fs.SetPropagation(MountFlag.SHARED if keep else MountFlag.SLAVE, recursive=True)
+    return [before, fs.BindRoot(_rootfs(spec, host.bundle))]
+
+
+def _clean(path: str) -> str:
+    return os.path.normpath("/" + path.lstrip("/"))
+
+
+def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
+    """(the step, is it to be made read-only at the end: /dev gets its nodes first)."""
+    destination = _clean(mount["destination"])
+    options = parse_options(mount.get("options", ()))
+    kind, source = mount.get("type", ""), mount.get("source", "")
+    if options.bind or kind in ("bind", "rbind"):
+        if not options.bind:
+            options = replace(options, bind=True, recursive=kind == "rbind")
+        if not source:
+            raise Invalid(what="read config.json", cause=f"the bind mount on {destination} has no source")
+        return fs.BindMount(destination, os.path.normpath(os.path.join(host.bundle, source)), options), False
+    if kind in ("cgroup", "cgroup2"):
+        return fs.MountCgroups(destination, host.cgroup_directories, options), False
+    if not kind:
+        raise Invalid(what="read config.json", cause=f"the mount on {destination} has neither a type nor the option bind")
+    deferred = destination == "/dev" and bool(options.flags & MountFlag.RDONLY)
+    if deferred:
+        options = _writable(options)
+    return fs.MountFilesystem(destination, kind, source or kind, options), deferred
+
+
+def _writable(options: Options) -> Options:
+    return replace(options, flags=options.flags & ~MountFlag.RDONLY)
+
+
+def _devices(devices: Sequence[Tree], *, user_namespace: bool) -> list[fs.Step]:
+    wanted: dict[str, fs.Step] = {}
+    for name, major, minor in _DEFAULT_DEVICES:
+        wanted[f"/dev/{name}"] = fs.MakeDevice(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor, 0, 0)
+    for device in devices:
+        path = _clean(device["path"])
+        mode = _FILE_TYPES[device["type"]] | (device.get("fileMode", 0o666) & 0o7777)
+        ids = device.get("uid", 0), device.get("gid", 0)
+        wanted[path] = fs.MakeDevice(path, mode, device.get("major", 0), device.get("minor", 0), *ids)
+    if user_namespace:
+        return [fs.BindDevice(path) for path in wanted]
+    return list(wanted.values())
+
+
+def _inside_hooks(spec: Tree, point: str, state: Tree) -> list[fs.Step]:
+    found = spec.get("hooks", {}).get(point, ())
+    return (
+        [ps.RunHooks(point, tuple(found), {**state, "status": "creating" if point == "createContainer" else "created"})]
+        if found
+        else []
+    )
+
+
+def start_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
+    """From "start" to execve, for the container's own process."""
+    steps = _inside_hooks(spec, "startContainer", state)
+    if host.late_cgroups:
+        _, new = namespaces_of(spec)
+        steps.append(ps.EnterCgroups("cgroup" in new))
+    return (*steps, *process_steps(spec["process"], host))
+
+
+def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
+    """What an OCI `process` asks for, ending in its execution; the same for a container's init and for `execute`."""
+    _, masks = ps.settings(process, host.highest_capability)
+    user = process.get("user", {})
+    no_new_privileges = process.get("noNewPrivileges", False)
+    steps: list[fs.Step] = [ps.SetSecurityLabel(file, text) for file, text in host.security]
+    if limits := _limits(process):
+        steps.append(ps.SetLimits(limits))
+    if scheduling := _scheduling(process):
+        steps.append(scheduling)
+    steps.append(ps.BoundCapabilities(masks["bounding"], host.highest_capability))
+    groups = tuple(user.get("additionalGids", ()))
+    steps.append(ps.ChangeUser(user.get("uid", 0), user.get("gid", 0), groups, user.get("umask", 0o022), process["cwd"]))
+    keep_admin = bool(host.filter) and not no_new_privileges
+    steps.append(ps.SetCapabilities(masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"], keep_admin))
+    arguments, environment = tuple(process["args"]), tuple(process.get("env", ()))
+    steps.append(ps.Execute(arguments, environment, no_new_privileges, host.filter, host.filter_flags, host.preserve))
+    return tuple(steps)
+
+
+def _limits(process: Tree) -> tuple[tuple[str, int, int], ...]:
+    limits = []
+    for index, rlimit in enumerate(process.get("rlimits", ())):
+        if not hasattr(resource, rlimit["type"]):
+            raise Invalid(
+                what="read config.json", cause=f"process.rlimits[{index}].type {rlimit['type']!r} is unknown to this kernel"
+            )
+        limits.append((rlimit["type"], rlimit["soft"], rlimit["hard"]))
+    return tuple(limits)
+
+
+def _scheduling(process: Tree) -> ps.SetScheduling | None:
+    scheduler, io = process.get("scheduler"), process.get("ioPriority")
+    if not scheduler and not io:
+        return None
+    policy = priority = nice = 0
+    if scheduler:
+        if scheduler["policy"] not in _POLICIES or scheduler.get("flags"):
+            raise Unsupported(
+                what="read process.scheduler", cause=f"policy {scheduler['policy']!r} with these flags is not set here"
+            )
+        policy, priority, nice = _POLICIES[scheduler["policy"]], scheduler.get("priority", 0), scheduler.get("nice", 0)
+    if io and io["class"] not in _IO_CLASSES:
+        raise Invalid(
+            what="read process.ioPriority", cause=f"class is {io['class']!r}", remedy=f"classes are {', '.join(_IO_CLASSES)}"
+        )
+    io_priority = _IO_CLASSES[io["class"]] << 13 | io.get("priority", 0) & 7 if io else None
+    return ps.SetScheduling(policy if scheduler else None, priority, nice, io_priority)
+
+
+def join_order(joined: Mapping[str, str]) -> list[str]:
+    """The kinds in the order in which they must be joined."""
+    return [kind for kind in KINDS if kind in joined]
+
+
+def capability_masks(process: Tree) -> tuple[Sequence[str], dict[str, int]]:
+    """(names that are no capability, set name to bits) of an OCI process."""
+    return ps.settings(process, 63)
+
+
+def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:
+    """What to write where for the labels of the next execve. Raises Invalid for a profile that this host cannot give."""
+    found: list[tuple[str, str]] = []
+    if apparmor and apparmor != "unconfined":
+        profiles = "/sys/kernel/security/apparmor/profiles"
+        try:
+            with open(profiles, encoding="utf-8") as file:
+                loaded = any(line.rpartition(" (")[0] == apparmor for line in file)
+        except OSError as error:
+            raise Invalid(
+                what=f"confine by the AppArmor profile {apparmor}",
+                cause=f"AppArmor is off on this host ({profiles}: {error.strerror})",
+                remedy="remove process.apparmorProfile, or boot with apparmor=1",
+            ) from error
+        if not loaded:
+            raise Invalid(
+                what=f"confine by the AppArmor profile {apparmor}",
+                cause=f"it is not loaded ({profiles} has it not)",
+                remedy="load it with apparmor_parser -r FILE",
+            )
+        place = "/proc/self/attr/apparmor/exec"
+        found.append((place if os.path.exists(place) else "/proc/self/attr/exec", f"exec {apparmor}"))
+    if selinux and os.path.exists("/sys/fs/selinux/enforce"):
+        found.append(("/proc/self/attr/exec", selinux))
+    return tuple(found)

@@ -1,0 +1,505 @@
+"""The steps that concern the process itself: namespaces' own settings, terminal, cgroups, limits, user, capabilities, and execve."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fcntl import ioctl
+from typing import Any
+
+from nacre.linux import capabilities, mounts, namespaces, paths, process, seccomp
+from nacre.linux.libc import SyscallError, owned, syscall
+from nacre.linux.namespaces import Clone
+from nacre.oci.errors import Failure
+from nacre.runc import hooks
+from nacre.runc.failures import CommandNotExecutable, CommandNotFound
+from nacre.runc.steps import Context
+
+_TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinProcess:
+    """Every namespace of a running container (execute), or one given by path (create): what `descriptor` names."""
+
+    descriptor: int
+    flags: Clone
+    words: str
+
+    def describe(self) -> str:
+        return f"join {self.words}"
+
+    def run(self, context: Context) -> None:
+        namespaces.setns(self.descriptor, self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class BecomeNamespaceRoot:
+    """In a new user namespace: be its root, so that what is made belongs to it."""
+
+    def describe(self) -> str:
+        return "become root of the user namespace"
+
+    def run(self, context: Context) -> None:
+        try:
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # id 0 is not mapped: then the process's own user has to do
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRootDirectory:
+    """The root of the container just joined."""
+
+    def describe(self) -> str:
+        return "open the container's root"
+
+    def run(self, context: Context) -> None:
+        context.root = paths.open_root("/")
+
+
+@dataclass(frozen=True, slots=True)
+class SetName:
+    """Host or domain name of the UTS namespace."""
+
+    name: str
+    domain: bool
+
+    def describe(self) -> str:
+        return f"set the {'domain' if self.domain else 'host'} name to {self.name!r}"
+
+    def run(self, context: Context) -> None:
+        (namespaces.setdomainname if self.domain else namespaces.sethostname)(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SetSysctl:
+    """linux.sysctl: one key, of a namespace of the container's own."""
+
+    key: str
+    value: str
+
+    def describe(self) -> str:
+        return f"set sysctl {self.key} to {self.value!r}"
+
+    def run(self, context: Context) -> None:
+        place = "/proc/sys/" + self.key.replace(".", "/")
+        with owned(os.open(place, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+            os.write(fd, self.value.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseLoopback:
+    def describe(self) -> str:
+        return "set the interface lo up"
+
+    def run(self, context: Context) -> None:
+        process.raise_loopback()
+
+
+@dataclass(frozen=True, slots=True)
+class NewKeyring:
+    name: str
+
+    def describe(self) -> str:
+        return "make a session keyring"
+
+    def run(self, context: Context) -> None:
+        process.join_session_keyring(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class RunHooks:
+    """createContainer and startContainer, which run inside; their state says what the host would."""
+
+    point: str
+    hooks: tuple[Mapping[str, Any], ...]
+    state: Mapping[str, Any]
+
+    def describe(self) -> str:
+        return f"run the {self.point} hooks"
+
+    def run(self, context: Context) -> None:
+        for hook in self.hooks:
+            hooks.run(self.point, hook, {**self.state, "pid": context.host_pid})
+
+
+@dataclass(frozen=True, slots=True)
+class OpenConsole:
+    """A pseudo-terminal in the container's own devpts; its slave is shown as /dev/console too when `show`."""
+
+    width: int
+    height: int
+    show: bool
+
+    def describe(self) -> str:
+        return "open a terminal in the container's /dev/pts"
+
+    def run(self, context: Context) -> None:
+        master = paths.openat2(context.root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        context.console = master
+        if os.fstat(master).st_rdev != os.makedev(5, 2):
+            raise Failure(what=self.describe(), cause="/dev/pts/ptmx is no pseudo-terminal", remedy="mount devpts on /dev/pts")
+        ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        context.terminal = ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        if self.width and self.height:
+            ioctl(master, _TIOCSWINSZ, struct.pack("HHHH", self.height & 0xFFFF, self.width & 0xFFFF, 0, 0))
+        if self.show:
+            with (
+                owned(mounts.bind_tree("", recursive=False, directory=context.terminal)) as tree,
+                owned(paths.make_file_in(context.root, "/dev/console")) as target,
+            ):
+                mounts.move_mount(tree, target)
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session of its own, with the terminal, if there is one, as its controlling one and as stdio."""
+
+    def describe(self) -> str:
+        return "begin a session"
+
+    def run(self, context: Context) -> None:
+        os.setsid()
+        if context.terminal >= 0:
+            ioctl(context.terminal, _TIOCSCTTY, 0)
+            for number in range(3):
+                os.dup2(context.terminal, number)
+
+
+@dataclass(frozen=True, slots=True)
+class EnterCgroups:
+    """The last thing that costs memory has been done: from here on the container pays. "0" is the writer itself (cgroups(7))."""
+
+    namespace: bool  # then a cgroup namespace, whose root is where the process is by now
+
+    def describe(self) -> str:
+        return "enter the container's cgroups"
+
+    def run(self, context: Context) -> None:
+        for directory, gate in context.gates:
+            try:
+                os.write(gate, b"0")
+            except OSError as error:
+                raise SyscallError("write", error.errno or 0, directory) from error
+            os.close(gate)
+        context.gates.clear()
+        if self.namespace:
+            namespaces.unshare(Clone.NEWCGROUP)
+
+
+@dataclass(frozen=True, slots=True)
+class SetLimits:
+    """process.rlimits: (name, soft, hard). What the host forbids to raise is set as high as it goes, and told."""
+
+    limits: tuple[tuple[str, int, int], ...]
+
+    def describe(self) -> str:
+        return "set the resource limits"
+
+    def run(self, context: Context) -> None:
+        for name, soft, hard in self.limits:
+            kind = getattr(resource, name)
+            wanted = (_limit(soft), _limit(hard))
+            try:
+                resource.setrlimit(kind, wanted)
+            except (ValueError, OSError):
+                ceiling = resource.getrlimit(kind)[1]
+                granted = (_lower(wanted[0], ceiling), _lower(wanted[1], ceiling))
+                resource.setrlimit(kind, granted)
+                context.warnings.append(
+                    f"{name} {soft}:{hard} is above the host's hard limit {ceiling}: set to {granted[0]}:{granted[1]}"
+                )
+
+
+def _limit(value: int) -> int:
+    return resource.RLIM_INFINITY if value >= 1 << 63 else value
+
+
+def _lower(value: int, ceiling: int) -> int:
+    if ceiling == resource.RLIM_INFINITY:
+        return value
+    return ceiling if value == resource.RLIM_INFINITY else min(value, ceiling)
+
+
+@dataclass(frozen=True, slots=True)
+class SetScheduling:
+    """process.scheduler and process.ioPriority."""
+
+    policy: int | None
+    priority: int
+    nice: int
+    io_priority: int | None  # class << 13 | level, as ioprio_set(2) wants it
+
+    def describe(self) -> str:
+        return "set scheduling policy and priorities"
+
+    def run(self, context: Context) -> None:
+        if self.policy is not None:
+            os.sched_setscheduler(0, self.policy, os.sched_param(self.priority))
+            if self.nice:
+                os.setpriority(os.PRIO_PROCESS, 0, self.nice)
+        if self.io_priority is not None:
+            syscall("ioprio_set", 1, 0, self.io_priority)
+
+
+@dataclass(frozen=True, slots=True)
+class SetSecurityLabel:
+    """AppArmor profile or SELinux label of the next execve(2), through the file that `open_label` opened while /proc was the host's."""
+
+    file: str
+    text: str
+
+    def describe(self) -> str:
+        return f"set the security label {self.text!r}"
+
+    def run(self, context: Context) -> None:
+        with owned(os.open(self.file, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+            os.write(fd, self.text.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class BoundCapabilities:
+    """The bounding set, while there is still the right to shrink it."""
+
+    keep: int
+    highest: int
+
+    def describe(self) -> str:
+        return "shrink the capability bounding set"
+
+    def run(self, context: Context) -> None:
+        capabilities.bound(self.keep, self.highest)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeUser:
+    """Working directory, groups, ids, umask. The directory may be one that only root or only the user can enter: both are tried."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    umask: int
+    cwd: str
+
+    def describe(self) -> str:
+        return f"become user {self.uid}:{self.gid} in {self.cwd}"
+
+    def run(self, context: Context) -> None:
+        if context.root >= 0:
+            context.home = home_of(context.root, self.uid)
+        try:
+            os.chdir(self.cwd)
+            entered = True
+        except PermissionError:
+            entered = False
+        self._give_stdio(context)
+        process.prctl(process.Prctl.SET_KEEPCAPS, 1)
+        try:
+            os.setgroups(self.groups)
+        except PermissionError:
+            if self.groups:
+                raise
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+        os.umask(self.umask)
+        if not entered:
+            os.chdir(self.cwd)
+        if not os.getcwd().startswith("/"):  # a directory outside the root would be a way back to the host (CVE-2024-21626)
+            raise Failure(what=self.describe(), cause=f"{self.cwd} leads out of the container")
+
+    def _give_stdio(self, context: Context) -> None:
+        """Pipes and the container's own terminal go to its user, who may want to open /dev/stdout again."""
+        for number in range(3):
+            kind = os.fstat(number).st_mode
+            if self.uid and (stat.S_ISFIFO(kind) or context.terminal >= 0):
+                try:
+                    os.fchown(number, self.uid, -1)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.EPERM, errno.EROFS):
+                        raise
+
+
+@dataclass(frozen=True, slots=True)
+class SetCapabilities:
+    """The other four sets. `keep_admin`: SYS_ADMIN stays until execve, as loading a filter without no_new_privs needs it.
+
+    What a process holds before execve beyond these sets is lost there: the kernel computes the new sets from the inheritable,
+    bounding and ambient ones (capabilities(7)), so nothing of it reaches the container's program.
+    """
+
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+    keep_admin: bool
+
+    def describe(self) -> str:
+        return "set the capabilities"
+
+    def run(self, context: Context) -> None:
+        _, held, _ = capabilities.capget()
+        lacking = (self.effective | self.permitted | self.inheritable) & ~held
+        if lacking:
+            context.warnings.append(f"not held here, so not given: {', '.join(capabilities.names(lacking))}")
+        admin = capabilities.SYS_ADMIN & held if self.keep_admin else 0
+        permitted = self.permitted & held
+        capabilities.capset(self.effective & permitted | admin, permitted | admin, self.inheritable & held)
+        refused = capabilities.set_ambient(self.ambient & permitted & self.inheritable)
+        if refused or self.ambient & ~(permitted & self.inheritable):
+            names = capabilities.names(self.ambient & ~(permitted & self.inheritable))
+            context.warnings.append(f"ambient capabilities not given: {', '.join(names)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """The program takes over. After the filter is loaded there is nothing but execve(2), and a word to the parent if that fails."""
+
+    arguments: tuple[str, ...]
+    environment: tuple[str, ...]
+    no_new_privileges: bool
+    filter: bytes
+    filter_flags: int
+    keep_descriptors: int  # 3 … 3+N-1 stay open
+
+    def describe(self) -> str:
+        return f"execute {self.arguments[0]!r}"
+
+    def run(self, context: Context) -> None:
+        environment = list(self.environment)
+        if not any(entry.startswith("HOME=") for entry in environment):
+            environment.append(f"HOME={context.home or '/'}")
+        search = next((entry[5:] for entry in environment if entry.startswith("PATH=")), DEFAULT_PATH)
+        program = find_program(self.describe(), self.arguments[0], search)
+        head = _first_bytes(program)
+        execution = process.Execution(program, self.arguments, environment)
+        process.close_range(3 + self.keep_descriptors, cloexec=True)
+        if self.no_new_privileges:
+            process.set_no_new_privileges()
+        load: Callable[[], None] | None = seccomp.loader(self.filter, self.filter_flags) if self.filter else None
+        try:
+            if load is not None:
+                load()
+            execution.run()
+        except SyscallError as error:
+            if error.call != "execve":
+                raise seccomp.explain(error) from error
+            raise not_executable(self.describe(), program, error, head) from error
+
+
+def find_program(what: str, name: str, search: str) -> str:
+    """The path of the program as execvp(3) would find it. Raises CommandNotFound or CommandNotExecutable."""
+    candidates = [name] if "/" in name else [os.path.join(directory or ".", name) for directory in search.split(":")]
+    refused: tuple[str, str] | None = None
+    for candidate in candidates:
+        try:
+            kind = os.stat(candidate).st_mode
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.ELOOP):
+                refused = refused or (candidate, error.strerror or "")
+            continue
+        if stat.S_ISDIR(kind):
+            refused = refused or (candidate, "is a directory")
+        elif not os.access(candidate, os.X_OK, effective_ids=True):
+            why = "permission denied" if kind & 0o111 == 0 else f"permission denied for user {os.geteuid()}"
+            refused = (candidate, f"{why} (mode {stat.S_IMODE(kind):o})")
+        else:
+            return candidate
+    if refused is not None:
+        raise CommandNotExecutable(
+            what=what,
+            cause=f'exec: "{refused[0]}": {refused[1]}',
+            remedy="make it executable for the container's user, or name another",
+        )
+    if "/" in name:
+        raise CommandNotFound(
+            what=what,
+            cause=f'exec: "{name}": stat {name}: no such file or directory',
+            remedy="check command and args against the image",
+        )
+    raise CommandNotFound(
+        what=what,
+        cause=f'exec: "{name}": executable file not found in $PATH (searched {search})',
+        remedy="check command and args against the image: a shell line needs sh -c",
+    )
+
+
+def _first_bytes(program: str) -> bytes:
+    try:
+        with owned(os.open(program, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
+            return os.read(fd, 256)
+    except OSError:
+        return b""  # executable and not readable: then there is less to say should execve fail
+
+
+_ELF_MACHINES = {
+    3: "i386",
+    8: "mips",
+    21: "ppc64",
+    22: "s390x",
+    40: "arm",
+    62: "x86_64",
+    183: "aarch64",
+    243: "riscv64",
+    258: "loongarch64",
+}
+
+
+def not_executable(what: str, program: str, error: OSError, head: bytes) -> Failure:
+    """execve(2) refused `program`, whose first bytes are `head`: say what it needs."""
+    cause = f'exec: "{program}": {(error.strerror or "").lower()} (errno {error.errno})'
+    remedy = ""
+    if head.startswith(b"#!"):
+        interpreter = head[2:].split(b"\n")[0].strip().decode("utf-8", "replace")
+        if error.errno in (errno.ENOENT, errno.EACCES):
+            cause += f"; its interpreter {interpreter!r} cannot be executed"
+            remedy = f"add {interpreter.split(' ')[0]} to the image, or execute the script with another interpreter"
+        if interpreter.endswith("\r"):
+            remedy = "the script has DOS line ends: convert them"
+    elif head.startswith(b"\x7fELF") and len(head) > 20:
+        machine = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+        name, ours = _ELF_MACHINES.get(machine, str(machine)), os.uname().machine
+        if name != ours:
+            cause, remedy = f"{cause}; it is built for {name}, this machine is {ours}", f"use an image for {ours}"
+        elif error.errno == errno.ENOENT:
+            cause += "; its dynamic loader is not in the image"
+            remedy = "add the C library that it was linked with, or link it statically"
+    elif error.errno == errno.ENOEXEC:
+        cause = f'exec: "{program}": exec format error; ' + (
+            "the file is empty" if not head else "it is no ELF file and has no #! line"
+        )
+        remedy = "begin the script with #!/bin/sh"
+    return CommandNotExecutable(what=what, cause=cause, remedy=remedy)
+
+
+def home_of(root: int, uid: int) -> str:
+    """The home directory that the container's /etc/passwd gives `uid`; "" when it says nothing. Read by us: no NSS in here."""
+    try:
+        text = paths.read_in(root, "/etc/passwd")
+    except OSError:
+        return ""
+    for line in text.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) >= 6 and fields[2] == str(uid).encode():
+            return os.fsdecode(fields[5])
+    return ""
+
+
+def settings(tree: Mapping[str, Any], highest: int) -> tuple[Sequence[str], dict[str, int]]:
+    """(unknown capability names, set name to bits) of an OCI process; bits beyond this kernel's highest are dropped."""
+    unknown: list[str] = []
+    masks: dict[str, int] = {}
+    sets = tree.get("capabilities", {})
+    for name in ("bounding", "effective", "inheritable", "permitted", "ambient"):
+        words = sets.get(name, ())
+        unknown += [word for word in capabilities.unknown(words) if word not in unknown]
+        masks[name] = capabilities.mask(words) & ((1 << (highest + 1)) - 1)
+    return unknown, masks

@@ -1,0 +1,412 @@
+"""The steps of a container's set-up: frozen values that say what they will do and do it in the child. `plan` makes them.
+
+Each has `describe()`, used when it fails, and `run(context)`. They run in order in the process that becomes the container's init;
+before `EnterRoot` the host's root is still there, beyond it nothing is imported, looked up or resolved outside the container.
+This module: file systems. `process_steps`: what concerns the process itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nacre.linux import mounts, paths
+from nacre.linux.libc import SyscallError, owned
+from nacre.linux.mounts import MountAttr, MountFlag, UnmountFlag
+from nacre.runc.mount_options import Options
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """What the steps share in one child: descriptors, and what has to be told."""
+
+    root: int = -1  # the container's root, O_PATH; from BindRoot on
+    console: int = -1  # the pseudo-terminal's master, handed to the parent
+    terminal: int = -1  # its slave
+    home: str = ""  # the user's, from the container's passwd
+    channel: int = -1  # to the parent
+    host_pid: int = 0
+    gates: list[tuple[str, int]] = field(default_factory=list)  # (directory, descriptor) of the cgroups to enter
+    warnings: list[str] = field(default_factory=list)
+
+
+class Step(Protocol):
+    """One thing to do; raises OSError or Failure."""
+
+    def describe(self) -> str: ...
+
+    def run(self, context: Context) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SetPropagation:
+    """What this mount namespace exchanges with the host's."""
+
+    kind: MountFlag
+    recursive: bool
+
+    def describe(self) -> str:
+        return f"make the mounts of the new namespace {self.kind.name or self.kind}"
+
+    def run(self, context: Context) -> None:
+        mounts.mount(None, "/", None, self.kind | (MountFlag.REC if self.recursive else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class BindRoot:
+    """The root filesystem becomes a mount of its own, as pivot_root(2) wants it."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"take {self.path} as root filesystem"
+
+    def run(self, context: Context) -> None:
+        mounts.mount(self.path, self.path, None, MountFlag.BIND | MountFlag.REC)
+        context.root = paths.open_root(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class MountFilesystem:
+    """A file system of its own: proc, tmpfs, sysfs, devpts, mqueue …"""
+
+    destination: str
+    fstype: str
+    source: str
+    options: Options
+
+    def describe(self) -> str:
+        return f"mount {self.fstype} on {self.destination}"
+
+    def run(self, context: Context) -> None:
+        options = self.options
+        with owned(paths.make_directories_in(context.root, self.destination)) as target:
+            if options.copy_up:
+                self._copy_up(context, target)
+                return
+            mounts.mount(self.source, paths.magic(target), self.fstype, options.flags, options.data or None)
+        if options.propagation:
+            with owned(paths.open_in(context.root, self.destination)) as top:
+                _propagate(top, options)
+
+    def _copy_up(self, context: Context, target: int) -> None:
+        """tmpcopyup: the new file system starts with what it hides."""
+        mounts.mount(
+            self.source, paths.magic(target), self.fstype, self.options.flags & ~MountFlag.RDONLY, self.options.data or None
+        )
+        with owned(paths.open_in(context.root, self.destination)) as top:
+            copy_tree(target, top)
+            if self.options.flags & MountFlag.RDONLY:
+                mounts.mount_setattr(top, attr_set=MountAttr.RDONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """A host path shown inside."""
+
+    destination: str
+    source: str
+    options: Options
+
+    def describe(self) -> str:
+        return f"mount {self.source} on {self.destination}"
+
+    def run(self, context: Context) -> None:
+        options = self.options
+        with owned(mounts.bind_tree(self.source, recursive=options.recursive)) as tree:
+            directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+            make = paths.make_directories_in if directory else paths.make_file_in
+            with owned(make(context.root, self.destination)) as target:
+                set_attributes(tree, options)
+                mounts.move_mount(tree, target)
+            _propagate(tree, options)
+
+
+def set_attributes(tree: int, options: Options) -> None:
+    """The flags of a bind, set before anybody can see it (mount_setattr(2), Linux 5.12)."""
+    if options.attr_set or options.attr_clear:
+        mounts.mount_setattr(tree, attr_set=options.attr_set, attr_clear=options.attr_clear)
+    if options.tree_set or options.tree_clear:
+        mounts.mount_setattr(tree, attr_set=options.tree_set, attr_clear=options.tree_clear, recursive=True)
+
+
+def _propagate(mount: int, options: Options) -> None:
+    for kind, recursive in options.propagation:
+        mounts.mount_setattr(mount, propagation=kind, recursive=recursive)
+
+
+@dataclass(frozen=True, slots=True)
+class MountCgroups:
+    """The container's own cgroups at /sys/fs/cgroup: one directory (v2), or one per hierarchy on a tmpfs (v1, hybrid)."""
+
+    destination: str
+    directories: tuple[tuple[str, str], ...]  # (name below the destination, or "" for v2 alone; host directory)
+    options: Options
+
+    def describe(self) -> str:
+        return f"mount the cgroups on {self.destination}"
+
+    def run(self, context: Context) -> None:
+        plain = Options(attr_set=self.options.attr_set, recursive=True, propagation=self.options.propagation)
+        if not self.directories:
+            return  # a host without cgroups has nothing to show
+        if self.directories[0][0] == "":
+            BindMount(self.destination, self.directories[0][1], plain).run(context)
+            return
+        with owned(paths.make_directories_in(context.root, self.destination)) as target:
+            mounts.mount("tmpfs", paths.magic(target), "tmpfs", self.options.flags & ~MountFlag.RDONLY, "mode=755")
+        made: set[str] = set()
+        for name, directory in self.directories:
+            place = f"{self.destination}/{name}"
+            BindMount(place, directory, plain).run(context)
+            for alias in name.split(","):
+                if alias != name and alias not in made:
+                    with owned(paths.open_in(context.root, self.destination)) as top:
+                        os.symlink(name, alias, dir_fd=top)
+            made.add(name)
+        if self.options.flags & MountFlag.RDONLY:
+            with owned(paths.open_in(context.root, self.destination)) as top:
+                mounts.mount_setattr(top, attr_set=MountAttr.RDONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDevice:
+    """A device node of the container's own. One that is there already with the same numbers is left as it is."""
+
+    path: str
+    mode: int  # type and permissions
+    major: int
+    minor: int
+    uid: int
+    gid: int
+
+    def describe(self) -> str:
+        return f"make device {self.path}"
+
+    def run(self, context: Context) -> None:
+        head, name = os.path.split(self.path)
+        with owned(paths.make_directories_in(context.root, head)) as directory:
+            try:
+                os.mknod(name, self.mode, os.makedev(self.major, self.minor), dir_fd=directory)
+            except FileExistsError:
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                same = stat.S_IFMT(found.st_mode) == stat.S_IFMT(self.mode)
+                if same and (stat.S_ISFIFO(self.mode) or found.st_rdev == os.makedev(self.major, self.minor)):
+                    return
+                raise
+            if self.uid or self.gid:
+                os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BindDevice:
+    """In a user namespace nodes cannot be made: the host's is shown."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"show the host's device {self.path}"
+
+    def run(self, context: Context) -> None:
+        with (
+            owned(mounts.bind_tree(self.path, recursive=False)) as tree,
+            owned(paths.make_file_in(context.root, self.path)) as target,
+        ):
+            mounts.move_mount(tree, target)
+
+
+_DEV_LINKS = (("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"), ("/proc/self/fd/2", "stderr"))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDevices:
+    """The links that every /dev has (config-linux.md "Default Devices", runtime-linux.md)."""
+
+    core: bool  # the host has /proc/kcore
+
+    def describe(self) -> str:
+        return "make the links of /dev"
+
+    def run(self, context: Context) -> None:
+        with owned(paths.make_directories_in(context.root, "/dev")) as directory:
+            for target, name in (*_DEV_LINKS, *((("/proc/kcore", "core"),) if self.core else ())):
+                try:
+                    os.symlink(target, name, dir_fd=directory)
+                except FileExistsError:
+                    continue
+            try:
+                os.symlink("pts/ptmx", "ptmx", dir_fd=directory)
+            except FileExistsError:
+                if not stat.S_ISLNK(os.stat("ptmx", dir_fd=directory, follow_symlinks=False).st_mode):
+                    os.unlink("ptmx", dir_fd=directory)  # the image's own would open the host's terminals
+                    os.symlink("pts/ptmx", "ptmx", dir_fd=directory)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeReadonly:
+    """A mount of the container turned read-only once all is in place: the root, or /dev."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"make {self.path} read-only"
+
+    def run(self, context: Context) -> None:
+        if self.path == "/":
+            mounts.mount_setattr(context.root, attr_set=MountAttr.RDONLY)
+            return
+        with owned(paths.open_in(context.root, self.path)) as top:
+            mounts.mount_setattr(top, attr_set=MountAttr.RDONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPath:
+    """linux.maskedPaths: a file reads as /dev/null, a directory as an empty one. What is not there needs no mask."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"mask {self.path}"
+
+    def run(self, context: Context) -> None:
+        try:
+            target = paths.open_in(context.root, self.path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return
+            raise
+        with owned(target):
+            if stat.S_ISDIR(os.fstat(target).st_mode):
+                mounts.mount("tmpfs", paths.magic(target), "tmpfs", MountFlag.RDONLY, "size=0k,mode=755")
+                return
+            with owned(mounts.bind_tree("/dev/null", recursive=False)) as tree:
+                mounts.move_mount(tree, target)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadonlyPath:
+    """linux.readonlyPaths: the same tree, read-only."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"make {self.path} read-only"
+
+    def run(self, context: Context) -> None:
+        try:
+            target = paths.open_in(context.root, self.path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return
+            raise
+        with owned(target), owned(mounts.bind_tree("", recursive=True, directory=target)) as tree:
+            mounts.mount_setattr(tree, attr_set=MountAttr.RDONLY)
+            mounts.move_mount(tree, target)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    """The working directory, made if the image lacks it."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"make directory {self.path}"
+
+    def run(self, context: Context) -> None:
+        try:
+            os.close(paths.make_directories_in(context.root, self.path))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT, errno.EPERM):
+                raise
+            # changing to it will say why, in the words of the process's own user
+
+
+@dataclass(frozen=True, slots=True)
+class EnterRoot:
+    """The container's root becomes "/", and the host's is gone. On an initramfs, which cannot be pivoted, it is covered instead."""
+
+    path: str
+    pivot: bool
+    propagation: tuple[MountFlag, bool] | None
+
+    def describe(self) -> str:
+        return f"make {self.path} the root"
+
+    def run(self, context: Context) -> None:
+        os.fchdir(context.root)
+        if not self.pivot or not self._pivoted():
+            self._cover()
+        os.chdir("/")
+        if self.propagation is not None:
+            kind, recursive = self.propagation
+            mounts.mount(None, "/", None, kind | (MountFlag.REC if recursive else 0))
+
+    @staticmethod
+    def _pivoted() -> bool:
+        with owned(os.open("/", os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)) as old:
+            try:
+                mounts.pivot_root(".", ".")
+            except SyscallError as error:
+                if error.errno == errno.EINVAL and _root_is_initramfs():
+                    return False
+                raise
+            os.fchdir(old)
+            mounts.mount(None, ".", None, MountFlag.SLAVE | MountFlag.REC)  # the unmount below must not reach the host
+            mounts.umount2(".", UnmountFlag.DETACH)
+        return True
+
+    def _cover(self) -> None:
+        """Move the root over "/"; the host's proc and sys go first, since a way to them would lead out (runc's --no-pivot)."""
+        with open("/proc/self/mountinfo", "rb") as file:
+            places = [
+                os.fsdecode(line.split(b" ")[4]) for line in file if line.split(b" - ")[1].split(b" ")[0] in (b"proc", b"sysfs")
+            ]
+        for place in places:
+            if place != self.path and not place.startswith(self.path.rstrip("/") + "/"):
+                try:
+                    mounts.mount(None, place, None, MountFlag.SLAVE | MountFlag.REC)
+                    mounts.umount2(place, UnmountFlag.DETACH)
+                except SyscallError as error:
+                    if error.errno not in (errno.EINVAL, errno.ENOENT, errno.EPERM):
+                        raise
+                    if error.errno == errno.EPERM:  # locked by a user namespace: hide it
+                        mounts.mount("tmpfs", place, "tmpfs", MountFlag.RDONLY)
+        mounts.mount(self.path, "/", None, MountFlag.MOVE)
+        os.chroot(".")
+
+
+def _root_is_initramfs() -> bool:
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields = line.split(b" ")
+            if fields[4] == b"/" and line.split(b" - ")[1].startswith((b"rootfs", b"ramfs", b"tmpfs")):
+                return True
+    return False
+
+
+def copy_tree(source: int, target: int) -> None:
+    """Files, directories and links below directory descriptor `source` into `target`, with mode and owner; other kinds are left out."""
+    with owned(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)) as listed:
+        names = os.listdir(listed)
+    for name in names:
+        found = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        elif stat.S_ISDIR(found.st_mode):
+            os.mkdir(name, stat.S_IMODE(found.st_mode), dir_fd=target)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            with owned(os.open(name, flags, dir_fd=source)) as inner, owned(os.open(name, flags, dir_fd=target)) as made:
+                copy_tree(inner, made)
+        elif stat.S_ISREG(found.st_mode):
+            reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with owned(reading), owned(os.open(name, flags, stat.S_IMODE(found.st_mode), dir_fd=target)) as writing:
+                while os.sendfile(writing, reading, None, 1 << 20):
+                    pass
+        else:
+            continue
+        os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
