@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacre.images import Image, User
-from nacre.oci import seccomp_default
 from nacre.oci.errors import Invalid, Unsupported
 from nacre.wire import cri_pb2 as cri
 
@@ -282,11 +281,15 @@ def _seccomp(security: Any, capabilities: tuple[str, ...]) -> dict[str, Any] | N
             raise Unsupported(
                 what="load a seccomp profile", cause=f"{old} is not offered", remedy="use RuntimeDefault or Unconfined"
             )
+        from nacre.oci import seccomp_default
+
         return dict(seccomp_default.profile(capabilities)) if old.endswith("default") and not security.privileged else None
     if security.privileged or profile.profile_type == cri.SecurityProfile.Unconfined:
         return None
     if profile.profile_type == cri.SecurityProfile.Localhost:
         return _localhost_profile(profile.localhost_ref)
+    from nacre.oci import seccomp_default
+
     return dict(seccomp_default.profile(capabilities))
 
 
