@@ -17,7 +17,7 @@ CONTROLLERS = "system:kube-controller-manager"
 _DISCOVERY = ("/api", "/apis", "/openapi")
 _READ = frozenset({"get", "list", "watch"})
 _WRITE = frozenset({"create", "update", "patch", "delete"})
-_DELETE = _READ | {"delete"}
+_DELETE = _READ | {"delete", "deletecollection"}
 _ALL = _READ | _WRITE | {"deletecollection"}
 
 # resource (or resource/subresource) -> verbs
@@ -45,7 +45,7 @@ _CONTROLLER_RULES = {
     "namespaces/status": frozenset({"update", "patch", "get"}),
     "serviceaccounts": _ALL,
     "configmaps": _ALL,
-    "secrets": _DELETE | {"deletecollection"},
+    "secrets": _DELETE,
     "events": _ALL,
     "leases": _ALL,
     "runtimeclasses": _READ,

@@ -144,7 +144,8 @@ class Writer:
         at = objects.stamp(objects.now())
 
         def change(old: Object) -> Object:
-            return managed.apply(call.kind, old, config, call.manager, force=call.force, subresource=call.subresource, at=at)
+            merged = managed.apply(call.kind, old, config, call.manager, force=call.force, subresource=call.subresource, at=at)
+            return self._patched(call, merged)  # without the maps and lists that became empty
 
         if call.subresource or self._store.get(call.key) is not None:
             return await self.change(call, change, applied=True), False
