@@ -275,3 +275,15 @@ def explain(error: SyscallError) -> Failure:
     elif error.errno in (errno.EACCES, errno.EPERM):
         remedy = "set process.noNewPrivileges, or run as root (CAP_SYS_ADMIN)"
     return SeccompRefused(what="load the seccomp filter", cause=cause, remedy=remedy)
+
+
+def known_actions() -> list[str]:
+    return sorted(_ACTIONS)
+
+
+def known_operators() -> list[str]:
+    return sorted(_OPERATORS)
+
+
+def known_architectures() -> list[str]:
+    return sorted(_ARCHITECTURES)

@@ -152,9 +152,9 @@ def check_id(identifier: str) -> str:
     return identifier
 
 
-def load(bundle: str) -> Tree:
-    """The checked BUNDLE/config.json. Raises Invalid, also for a file that is missing or no JSON."""
-    path = os.path.join(bundle, "config.json")
+def load(bundle: str, path: str = "") -> Tree:
+    """The checked BUNDLE/config.json, or the document at `path`. Raises Invalid, also for a file that is missing or no JSON."""
+    path = path or os.path.join(bundle, "config.json")
     what = f"read {path}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -57,18 +57,24 @@ def create(
     no_new_keyring: bool = False,
     seccomp_bpf: str = "",
     layout: cgroups.Layout | None = None,
+    use_cgroups: bool = True,
+    extra_environment: Sequence[str] = (),
+    config: str = "",
 ) -> Launch:
     """Create the container from BUNDLE/config.json: all is set up, its process waits to be started.
 
     `stdio` are descriptors (None: /dev/null), which stay the caller's; with `tty` (or process.terminal) a terminal replaces them: its
     master is in the answer, or sent to `console_socket`. `seccomp_bpf` names a compiled filter to use instead of linux.seccomp.
+    `config` names the document where it is not the bundle's config.json.
     Raises a Failure, having undone everything.
     """
     oci_spec.check_id(identifier)
     bundle = os.path.abspath(bundle)
-    spec = oci_spec.load(bundle)
+    spec = oci_spec.load(bundle, config)
     _check(spec, bundle)
-    layout = cgroups.discover() if layout is None else layout
+    spec["process"]["env"] = [*spec["process"].get("env", ()), *extra_environment]
+    if layout is None:
+        layout = cgroups.discover() if use_cgroups else cgroups.Layout(hierarchies=())
     terminal = tty or spec["process"].get("terminal", False)
     with ExitStack() as undo:
         lock = store.reserve(root, identifier)

@@ -143,3 +143,9 @@ def propagation(word: str) -> tuple[MountFlag, bool] | None:
     if word[:1] == "r" and word[1:] in _PROPAGATION:
         return _PROPAGATION[word[1:]], True
     return None
+
+
+def known() -> list[str]:
+    """Every word of the tables, sorted, for `features`."""
+    recursive = [f"r{word}" for word in (*_PROPAGATION, *_TIMES, *(word for word in _FLAGS if _FLAGS[word][0] in _ATTRIBUTES))]
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "bind", "rbind", "defaults", "tmpcopyup"})

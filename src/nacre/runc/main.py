@@ -1,0 +1,417 @@
+"""`nacre-runc`: the OCI runtimes' common command line, for engines that drive a runtime binary (podman, containerd, conmon).
+
+Exit status: 0; 1 for a failure; 255 for one of `exec` before its program runs; else the program's own (128+N for signal N).
+A failure is told on stderr and in `--log`, as text or JSON lines of the shape that engines read (level, msg, time).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nacre import runc
+from nacre.oci import spec as oci_spec
+from nacre.oci import state as store
+from nacre.oci.errors import Failure, Invalid, Unsupported, from_exception
+from nacre.runc import options as words_of
+
+DEFAULT_ROOT = "/run/nacre/runc"
+_USAGE = (
+    "usage: nacre-runc [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] COMMAND [OPTIONS] ID …\ncommands: "
+)
+Options = Mapping[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The whole command; the console script's entry point. Never raises."""
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    shared: dict[str, Any] = {}
+    command = ""
+    try:
+        shared, plain = words_of.parse(line, words_of.GLOBAL)
+        if shared.get("version"):
+            print(f"nacre-runc version {_version()}\nspec: {oci_spec.VERSION}")
+            return 0
+        if shared.get("help") or not plain or plain[0] == "help":
+            print(_USAGE + " ".join(sorted(words_of.COMMANDS)))
+            return 0 if plain or shared else 1
+        command = plain[0]
+        if command in ("checkpoint", "restore"):
+            raise Unsupported(what=f"{command} a container", cause="nacre-runc does not freeze containers to disk")
+        if command not in words_of.COMMANDS:
+            raise Invalid(what=f"run nacre-runc {command}", cause="there is no such command", remedy="nacre-runc help")
+        chosen, rest = words_of.parse(plain[1:], words_of.COMMANDS[command], command)
+        return _HANDLERS[command](_Call(shared, chosen, rest))
+    except BrokenPipeError:
+        return 1
+    except (Failure, OSError) as error:
+        failure = from_exception(f"nacre-runc {command}".strip(), error)
+        _log(shared, "error", failure.sentence(), failure.evidence)
+        print(f"nacre-runc: {failure.sentence()}", *failure.evidence, sep="\n  ", file=sys.stderr)
+        return 255 if command == "exec" else 1
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nacre")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _log(shared: Options, level: str, message: str, evidence: Sequence[str] = ()) -> None:
+    """One line to --log; a log that cannot be written must not hide the failure itself."""
+    if not shared.get("log"):
+        return
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = "\n".join([message, *evidence])
+    if shared.get("log-format") == "json":
+        line = json.dumps({"level": level, "msg": text, "time": now})
+    else:
+        line = f'time="{now}" level={level} msg={json.dumps(text)}'
+    try:
+        with open(shared["log"], "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        print(f"nacre-runc: {shared['log']}: {error.strerror}", file=sys.stderr)
+
+
+class _Call:
+    """One invocation: the shared options, the command's own, the plain words."""
+
+    def __init__(self, shared: Options, chosen: Options, plain: Sequence[str]) -> None:
+        self.shared, self.options, self.plain = shared, chosen, list(plain)
+        self.root = os.path.abspath(shared.get("root") or DEFAULT_ROOT)
+
+    @property
+    def id(self) -> str:
+        if not self.plain:
+            raise Invalid(what="read the command line", cause="the container's id is missing")
+        return self.plain[0]
+
+    def warn(self, words: str) -> None:
+        _log(self.shared, "warning", words)
+
+    def warn_all(self, launch: runc.Launch) -> None:
+        for words in launch.warnings:
+            self.warn(words)
+
+    def ids(self) -> list[str]:
+        """The ids meant: one, or with --regex all that match."""
+        if not self.options.get("regex"):
+            return [self.id]
+        try:
+            pattern = re.compile(self.id)
+        except re.error as error:
+            raise Invalid(what="read the command line", cause=f"{self.id!r} is no regular expression: {error}") from error
+        return [identifier for identifier in store.identifiers(self.root) if pattern.search(identifier)]
+
+
+def _write_pid(path: str | None, pid: int) -> None:
+    """Digits only, whole or not at all: somebody may be waiting for the file to appear."""
+    if not path:
+        return
+    head, name = os.path.split(os.path.abspath(path))
+    fresh = os.path.join(head, f".{name}.{os.getpid()}")
+    with open(fresh, "w", encoding="ascii") as file:
+        file.write(str(pid))
+    os.rename(fresh, path)
+
+
+def _creation(call: _Call) -> dict[str, Any]:
+    chosen = call.options
+    passed = 0
+    if os.environ.get("LISTEN_FDS", "").isdigit() and os.environ.get("LISTEN_PID", str(os.getpid())) == str(os.getpid()):
+        passed = int(os.environ["LISTEN_FDS"])
+    return {
+        "preserve_fds": passed + chosen.get("preserve-fds", 0),
+        "extra_environment": (f"LISTEN_FDS={passed}", "LISTEN_PID=1") if passed else (),
+        "systemd_cgroup": call.shared.get("systemd-cgroup", False) or call.shared.get("cgroup-manager") == "systemd",
+        "no_pivot": chosen.get("no-pivot", False),
+        "no_new_keyring": chosen.get("no-new-keyring", False),
+        "use_cgroups": call.shared.get("cgroup-manager") != "disabled",
+        "config": chosen.get("config", ""),
+    }
+
+
+def _create(call: _Call) -> int:
+    launch = runc.create(
+        call.root,
+        call.id,
+        call.options.get("bundle", "."),
+        console_socket=call.options.get("console-socket", ""),
+        **_creation(call),
+    )
+    call.warn_all(launch)
+    if launch.console is not None:
+        runc.delete(call.root, call.id, force=True)
+        raise Invalid(what=f"create container {call.id}", cause="process.terminal is true and there is no --console-socket")
+    try:
+        _write_pid(call.options.get("pid-file"), launch.pid)
+    except OSError:
+        runc.delete(call.root, call.id, force=True)
+        raise
+    return 0
+
+
+def _run(call: _Call) -> int:
+    from nacre.runc import foreground
+
+    socket_path, detach = call.options.get("console-socket", ""), call.options.get("detach", False)
+    launch = runc.create(call.root, call.id, call.options.get("bundle", "."), console_socket=socket_path, **_creation(call))
+    call.warn_all(launch)
+    ended = False
+    try:
+        if launch.console is not None and detach:
+            raise Invalid(what=f"run container {call.id}", cause="--detach with process.terminal needs a --console-socket")
+        _write_pid(call.options.get("pid-file"), launch.pid)
+        runc.start(call.root, call.id, call.warn)
+        if detach:
+            ended = True
+            return 0
+        return foreground.attend(launch.pid, launch.console)
+    finally:
+        if not ended and not call.options.get("keep"):
+            runc.delete(call.root, call.id, force=True, warn=call.warn)
+
+
+def _exec(call: _Call) -> int:
+    from nacre.runc import foreground
+
+    chosen = call.options
+    identifier = call.id
+    tree = _process(call)
+    launch = runc.execute(
+        call.root,
+        identifier,
+        tree,
+        tty=chosen.get("tty", False),
+        preserve_fds=chosen.get("preserve-fds", 0),
+        console_socket=chosen.get("console-socket", ""),
+        ignore_paused=chosen.get("ignore-paused", False),
+        sub_cgroup=chosen.get("cgroup", ""),
+    )
+    call.warn_all(launch)
+    _write_pid(chosen.get("pid-file"), launch.pid)
+    return 0 if chosen.get("detach") else foreground.attend(launch.pid, launch.console)
+
+
+def _process(call: _Call) -> dict[str, Any]:
+    """The OCI process of `exec`: from --process, or the container's own with what the options change."""
+    chosen = call.options
+    if "process" in chosen:
+        with open(chosen["process"], "rb") as file:
+            return dict(oci_spec.parse(file.read(), f"read {chosen['process']}"))
+    record = store.read(call.root, call.id)
+    tree: dict[str, Any] = dict(oci_spec.load(record.bundle).get("process", {"cwd": "/"}))
+    command = call.plain[2:] if call.plain[1:2] == ["--"] else call.plain[1:]
+    if not command:
+        raise Invalid(what=f"execute in container {call.id}", cause="there is no command after the id")
+    tree |= {"args": command, "terminal": chosen.get("tty", False), "env": [*tree.get("env", ()), *chosen.get("env", ())]}
+    if "cwd" in chosen:
+        tree["cwd"] = chosen["cwd"]
+    if chosen.get("no-new-privs"):
+        tree["noNewPrivileges"] = True
+    if "apparmor" in chosen:
+        tree["apparmorProfile"] = chosen["apparmor"]
+    if "process-label" in chosen:
+        tree["selinuxLabel"] = chosen["process-label"]
+    user = dict(tree.get("user", {}))
+    if "user" in chosen:
+        user |= _numeric_user(chosen["user"])
+    if "additional-gids" in chosen:
+        user["additionalGids"] = [
+            *user.get("additionalGids", ()),
+            *(_number(word, "--additional-gids") for word in chosen["additional-gids"]),
+        ]
+    capabilities = {kind: list(names) for kind, names in tree.get("capabilities", {}).items()}
+    for name in chosen.get("cap", ()):
+        for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
+            capabilities.setdefault(kind, []).append(name)
+    return tree | {"user": user, "capabilities": capabilities}
+
+
+def _numeric_user(text: str) -> dict[str, int]:
+    uid, _, gid = text.partition(":")
+    return {"uid": _number(uid, "--user")} | ({"gid": _number(gid, "--user")} if gid else {})
+
+
+def _number(word: str, option: str) -> int:
+    if not word.isdigit():
+        raise Invalid(
+            what="read the options",
+            cause=f"{option} is {word!r}, not a number",
+            remedy="a runtime takes ids, engines look up names",
+        )
+    return int(word)
+
+
+def _start(call: _Call) -> int:
+    runc.start(call.root, call.id, call.warn)
+    return 0
+
+
+def _state(call: _Call) -> int:
+    print(json.dumps(runc.state(call.root, call.id), indent=2))
+    return 0
+
+
+def _kill(call: _Call) -> int:
+    number = words_of.signal_number(call.plain[1] if len(call.plain) > 1 else "TERM")
+    for identifier in call.ids():
+        runc.kill(call.root, identifier, number, everyone=call.options.get("all", False))
+    return 0
+
+
+def _delete(call: _Call) -> int:
+    for identifier in call.ids():
+        runc.delete(call.root, identifier, force=call.options.get("force", False), warn=call.warn)
+    return 0
+
+
+def _pause(call: _Call) -> int:
+    runc.pause(call.root, call.id)
+    return 0
+
+
+def _resume(call: _Call) -> int:
+    runc.resume(call.root, call.id)
+    return 0
+
+
+def _list(call: _Call) -> int:
+    states = runc.list_states(call.root)
+    if call.options.get("quiet"):
+        print(*(one["id"] for one in states), sep="\n", end="\n" if states else "")
+    elif call.options.get("format") == "json":
+        print(json.dumps(states))
+    else:
+        rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
+        rows += [(one["id"], str(one["pid"]), one["status"], one["bundle"], one["created"], one["owner"]) for one in states]
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        for row in rows:
+            print("   ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _ps(call: _Call) -> int:
+    pids = runc.processes(call.root, call.id)
+    if call.options.get("format") == "json":
+        print(json.dumps(pids))
+        return 0
+    import subprocess
+
+    listing = subprocess.run(["ps", *(call.plain[1:] or ["-ef"])], capture_output=True, text=True, check=False)
+    lines = listing.stdout.splitlines()
+    column = lines[0].split().index("PID") if lines and "PID" in lines[0].split() else -1
+    if column < 0:
+        raise Failure(what=f"list the processes of {call.id}", cause=f"ps(1) shows no PID column: {listing.stderr.strip()}")
+    wanted = {str(pid) for pid in pids}
+    print(lines[0], *(line for line in lines[1:] if line.split()[column] in wanted), sep="\n")
+    return 0
+
+
+def _events(call: _Call) -> int:
+    import select
+
+    interval = call.options.get("interval", "5s").removesuffix("s")
+    if not interval.replace(".", "", 1).isdigit():
+        raise Invalid(what="read the options", cause=f"--interval is {interval!r}, not seconds")
+    while True:
+        figures = runc.stats(call.root, call.id)
+        data = {
+            "cpu": {"usage": {"total": figures.get("cpu_ns", 0)}},
+            "memory": {"usage": {"usage": figures.get("memory_bytes", 0), "limit": figures.get("memory_limit_bytes", 0)}},
+            "pids": {"current": figures.get("pids", 0)},
+        }
+        print(json.dumps({"type": "stats", "id": call.id, "data": data}), flush=True)
+        if call.options.get("stats") or runc.state(call.root, call.id)["status"] == "stopped":
+            return 0
+        select.select([], [], [], float(interval))
+
+
+def _update(call: _Call) -> int:
+    chosen = call.options
+    if "resources" in chosen:
+        source = chosen["resources"]
+        if source == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            with open(source, "rb") as file:
+                data = file.read()
+        runc.update(call.root, call.id, oci_spec.parse(data, f"read {source}"))
+        return 0
+    names = {
+        "memory": ("memory", "limit"),
+        "memory-reservation": ("memory", "reservation"),
+        "memory-swap": ("memory", "swap"),
+        "kernel-memory": ("memory", "kernel"),
+        "kernel-memory-tcp": ("memory", "kernelTCP"),
+        "cpu-share": ("cpu", "shares"),
+        "cpu-quota": ("cpu", "quota"),
+        "cpu-burst": ("cpu", "burst"),
+        "cpu-period": ("cpu", "period"),
+        "cpu-rt-period": ("cpu", "realtimePeriod"),
+        "cpu-rt-runtime": ("cpu", "realtimeRuntime"),
+        "cpu-idle": ("cpu", "idle"),
+        "cpuset-cpus": ("cpu", "cpus"),
+        "cpuset-mems": ("cpu", "mems"),
+        "pids-limit": ("pids", "limit"),
+        "blkio-weight": ("blockIO", "weight"),
+    }
+    resources: dict[str, Any] = {}
+    for option, (group, key) in names.items():
+        if option in chosen:
+            value = chosen[option]
+            resources.setdefault(group, {})[key] = words_of.size(value) if group == "memory" else value
+    runc.update(call.root, call.id, resources)
+    return 0
+
+
+def _features(call: _Call) -> int:
+    from nacre.runc import templates
+
+    print(json.dumps(templates.features(), indent=2))
+    return 0
+
+
+def _spec(call: _Call) -> int:
+    from nacre.runc import templates
+
+    path = os.path.join(call.options.get("bundle", "."), "config.json")
+    document = templates.spec(rootless=call.options.get("rootless", False))
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump(document, file, indent=2)
+            file.write("\n")
+    except FileExistsError:
+        raise Invalid(what=f"write {path}", cause="it exists", remedy="remove it first") from None
+    return 0
+
+
+_HANDLERS: dict[str, Callable[[_Call], int]] = {
+    "create": _create,
+    "run": _run,
+    "exec": _exec,
+    "start": _start,
+    "state": _state,
+    "kill": _kill,
+    "delete": _delete,
+    "pause": _pause,
+    "resume": _resume,
+    "list": _list,
+    "ps": _ps,
+    "events": _events,
+    "update": _update,
+    "features": _features,
+    "spec": _spec,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
