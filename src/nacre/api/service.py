@@ -185,7 +185,8 @@ def note_port(config: Config, key: str, value: int) -> None:
                 document = json.load(file)
         except (FileNotFoundError, ValueError):
             document = {}
-        kubeconfig.write_atomic(path, json.dumps(document | {key: value}).encode(), 0o644)
+        if document.get(key) != value:
+            kubeconfig.write_atomic(path, json.dumps(document | {key: value}, indent=1).encode(), 0o644)
     finally:
         os.close(lock)
 

@@ -88,7 +88,7 @@ class Watch:
                 async with asyncio.timeout(timeout_s):
                     await self._wake.wait()
             except TimeoutError:
-                return []
+                pass  # what came while this task was being woken is still told
         self._wake.clear()
         if self._lost:
             raise Expired
@@ -207,8 +207,11 @@ class SqliteStore:
         if after < self._compacted() or after > self._latest():
             raise Expired
         watch = Watch(self, prefix, after)
-        query = "SELECT key, revision, value, previous_revision, previous FROM log WHERE revision > ? AND revision <= ? ORDER BY revision"
-        for row in self._reader.execute(query, (after, self._revision)):
+        query = (
+            "SELECT key, revision, value, previous_revision, previous FROM log "
+            "WHERE revision > ? AND revision <= ? AND key >= ? AND key < ? ORDER BY revision"
+        )
+        for row in self._reader.execute(query, (after, self._revision, prefix, _end(prefix))):
             watch.offer(_change(*row))
         self._watches.add(watch)
         return watch
