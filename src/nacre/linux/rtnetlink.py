@@ -66,7 +66,8 @@ _INET6: dict[str, tuple[int, Kind]] = {"flags": (1, U32), "addr_gen_mode": (8, U
 _AF_SPEC = Table({"inet": (socket.AF_INET, Table(_INET)), "inet6": (socket.AF_INET6, Table(_INET6))})
 _BRIDGE_DATA = {"forward_delay": (1, U32), "stp_state": (5, U32), "vlan_filtering": (7, U8), "mcast_snooping": (23, U8)}
 _INFO_DATA = Table({**_BRIDGE_DATA, "peer": (1, _Peer())})  # encoding only: which names fit depends on the link's kind
-_INFO = Table({"kind": (1, TEXT), "data": (2, _INFO_DATA)})
+_PORT_DATA = Table({"hairpin": (4, U8)})
+_INFO = Table({"kind": (1, TEXT), "data": (2, _INFO_DATA), "slave_kind": (4, TEXT), "slave_data": (5, _PORT_DATA)})
 _INFO_READ = Table({"kind": (1, TEXT), "data": (2, RAW)})
 
 _LINK: dict[str, tuple[int, Kind]] = {
@@ -148,6 +149,11 @@ def quiet_link(index: int, target: str, **values: Any) -> Request:
     Must come before the link is set up, in a request of its own: within one request the kernel sets the link up first.
     """
     return set_link(index, target, **values, af_spec={"inet6": {"addr_gen_mode": ADDR_GEN_NONE}})
+
+
+def bridge_port(index: int, target: str, *, hairpin: bool) -> Request:
+    """Whether the bridge may send a frame back out of the port it came from."""
+    return set_link(index, target, info={"slave_kind": "bridge", "slave_data": {"hairpin": int(hairpin)}})
 
 
 def inet_conf(index: int, target: str, values: dict[int, int]) -> Request:

@@ -16,6 +16,7 @@ from nacre.network.network import Network
 from nacre.network.resolvers import resolv_conf
 from nacre.network.types import (
     Attachment,
+    HostPortTaken,
     NetworkFailure,
     NetworkNotReady,
     NetworkStatus,
@@ -25,6 +26,7 @@ from nacre.network.types import (
 
 __all__ = [
     "Attachment",
+    "HostPortTaken",
     "Network",
     "NetworkFailure",
     "NetworkNotReady",

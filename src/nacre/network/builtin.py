@@ -165,12 +165,11 @@ class BuiltinNetwork:
 
     def detach(self, sandbox_id: str) -> None:
         """Host ports go at once; link and address within the next 50 ms or so (`settle` waits for it). Nothing there is fine."""
-        made, leases = self._started()
+        leases = self._started()[1]
         lease = leases.of(sandbox_id)
         name = link_name(sandbox_id)
         if lease is None:
-            if name in os.listdir(f"/sys/class/net/{made.name}/brif"):
-                self._remover.add(name, lambda: None)
+            self._remover.add(name, lambda: None)  # a link without a lease is possible only if someone removed the lease's file
             return
         if lease.ports:
             with self._nft_lock:
@@ -206,7 +205,11 @@ def _plug(pod: PodNetwork, netns: str, lease: Lease, made: bridge.Bridge) -> Non
     with owned(os.open(netns, os.O_RDONLY | os.O_CLOEXEC)) as fd, NetlinkSocket() as host:
         peer = {"name": INTERFACE, "mac": bridge.mac_of(lease.address), "mtu": made.mtu, "netns_fd": fd}
         pair = rtnetlink.new_link(name, "veth", {"peer": peer}, master=made.index, mtu=made.mtu)
-        plugged = (_quiet(0, name, alias=pod.title[:ALIAS_LIMIT]), rtnetlink.set_link(0, name, up=True))
+        plugged = [_quiet(0, name, alias=pod.title[:ALIAS_LIMIT]), rtnetlink.set_link(0, name, up=True)]
+        if lease.ports:
+            # With bridge-nf-call-iptables on, a pod's packet to its own host port is rewritten inside the bridge and goes back as a frame.
+            # Only for these pods, since a hairpin port also hears its own broadcasts.
+            plugged.append(rtnetlink.bridge_port(0, name, hairpin=True))
         try:
             host.transact(pair, *plugged)
         except NetlinkError as error:
