@@ -49,6 +49,8 @@ class Target:
 def parse_path(path: str) -> Target | None:
     """None for a path that is no resource's."""
     parts = [unquote(part) for part in path.strip("/").split("/")]
+    if any(not part or "/" in part for part in parts):
+        return None  # an escaped slash or an empty segment: no name has one
     if parts[0] == "api" and len(parts) >= 3:
         group, version, rest = "", parts[1], parts[2:]
     elif parts[0] == "apis" and len(parts) >= 4:

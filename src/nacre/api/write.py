@@ -220,9 +220,10 @@ class Writer:
         causes = meta.check(kind, new) + meta.check_update(new, old)
         if not call.subresource:
             causes += kind.check(new) + kind.check_update(new, old)
-            refused, warned = unsupported.judge(kind.group, kind.name, new)
-            call.warnings[:] = [*dict.fromkeys(call.warnings + warned)]
-            causes += refused if new.get("spec") != old.get("spec") else []
+            if new.get("spec") != old.get("spec"):
+                refused, warned = unsupported.judge(kind.group, kind.name, new)
+                call.warnings[:] = [*dict.fromkeys(call.warnings + warned)]
+                causes += refused
         if causes:
             raise invalid(kind, call.name, causes)
         if kind.counts_generations and new.get("spec") != old.get("spec"):
