@@ -138,7 +138,7 @@ def _document(store: Store, one: Image) -> dict[str, object]:
 def _table(store: Store, images: Sequence[Image]) -> None:
     rows = []
     for one in images:
-        for name in one.references or one.digests or ("-",):
+        for name in one.references or [f"{digest[: digest.index('@')]} (untagged)" for digest in one.digests]:
             rows.append((name, one.id[7:19], str(len(one.layers)), output.size(one.size), store.erofs_state(one)))
     output.table(("image", "id", "layers", "size", "for VMs"), rows)
     size, inodes = store.usage()

@@ -16,6 +16,7 @@ import click
 from nacre.cli import control, node, output, sweep, taken
 from nacre.cli.privilege import require_root
 from nacre.config import Config
+from nacre.network import Network
 from nacre.oci.errors import Failure, decode
 
 START_LIMIT_S = 60.0  # our deadline for the daemon; a stage that hangs is named
@@ -171,6 +172,8 @@ def stop(config: Config, *, grace_s: float = 5.0, force: bool = False, say: Any 
     if pid and not force:
         answer = control.ask(config, "down", progress=lambda text: say(f"  {text}"), grace_s=grace_s)
         _await_end(pid, say)
+        for note in Network(config).stop():
+            say(f"  {note}")
         say(f"The node is down; {answer['pods']} pods were stopped. Their API objects stay in {config.data}/api.db.")
     elif pid:
         os.kill(pid, signal.SIGKILL)

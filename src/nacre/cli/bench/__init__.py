@@ -14,11 +14,17 @@ import json
 from contextlib import ExitStack
 
 import click
+import grpc
 
 from nacre.cli import output
 from nacre.cli.bench import drive, engine, node, peer, report
 from nacre.cli.privilege import require_root
 from nacre.config import Config
+from nacre.oci.errors import Failure
+
+
+class CallFailed(Failure):
+    """A CRI call of the benchmark was refused."""
 
 
 @click.command()
@@ -33,6 +39,20 @@ def bench(config: Config, rounds: int, idle_pods: int, vm: bool, with_peer: bool
     """nacre beside containerd+runc: pod up, exec, pod down, throughput, CPU, memory, syncs; as ratios."""
     require_root("run the benchmarks")
     results = report.Results()
+    try:
+        _run(results, rounds, idle_pods, vm=vm, with_peer=with_peer)
+    except grpc.RpcError as error:
+        raise CallFailed(what="drive an engine", cause=f"{error.code().name}: {error.details()}") from error
+    if whole:
+        with output.step("a whole node: idle memory, kubectl apply to Ready"):
+            node.measure(results, rounds=min(rounds, 10))
+    report.show(results)
+    if target:
+        with open(target, "w") as file:
+            json.dump(report.document(results), file, indent=1)
+
+
+def _run(results: report.Results, rounds: int, idle_pods: int, *, vm: bool, with_peer: bool) -> None:
     with ExitStack() as stack:
         place = stack.enter_context(engine.workplace())
         archive = engine.build_image(place)
@@ -46,13 +66,6 @@ def bench(config: Config, rounds: int, idle_pods: int, vm: bool, with_peer: bool
         _containers(engines, rounds, idle_pods, results)
         if vm:
             _machines(ours, engines, rounds, results)
-    if whole:
-        with output.step("a whole node: idle memory, kubectl apply to Ready"):
-            node.measure(results, rounds=min(rounds, 10))
-    report.show(results)
-    if target:
-        with open(target, "w") as file:
-            json.dump(report.document(results), file, indent=1)
 
 
 def _containers(engines: list[engine.Engine], rounds: int, idle_pods: int, results: report.Results) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from nacre.cli.bench import account
-from nacre.cli.bench.engine import IMAGE, Engine
+from nacre.cli.bench.engine import IMAGE, Engine, namespaces
 from nacre.cli.bench.report import Results
 from nacre.wire import cri_pb2
 
@@ -39,7 +39,9 @@ class Pod:
             image=cri_pb2.ImageSpec(image=IMAGE),
             command=IDLE_COMMAND,
             log_path="main.log",
-            linux=cri_pb2.LinuxContainerConfig(),
+            linux=cri_pb2.LinuxContainerConfig(
+                security_context=cri_pb2.LinuxContainerSecurityContext(namespace_options=namespaces())
+            ),
         )
         with self._timed("CreateContainer"):
             created = cri_pb2.CreateContainerRequest(pod_sandbox_id=self.sandbox, config=container, sandbox_config=settings)

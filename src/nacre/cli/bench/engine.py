@@ -77,8 +77,16 @@ class Engine:
             metadata=cri_pb2.PodSandboxMetadata(name=f"bench-{self.made}", uid=uid, namespace="bench", attempt=0),
             hostname="bench",
             log_directory=logs,
-            linux=cri_pb2.LinuxPodSandboxConfig(cgroup_parent=f"{CGROUP}/{self.name}/pods/{uid}"),
+            linux=cri_pb2.LinuxPodSandboxConfig(
+                cgroup_parent=f"{CGROUP}/{self.name}/pods/{uid}",
+                security_context=cri_pb2.LinuxSandboxSecurityContext(namespace_options=namespaces()),
+            ),
         )
+
+
+def namespaces() -> cri_pb2.NamespaceOption:
+    """As a kubelet asks for an ordinary pod: the processes of each container by themselves."""
+    return cri_pb2.NamespaceOption(pid=cri_pb2.CONTAINER)
 
 
 @contextmanager
@@ -103,8 +111,11 @@ def group(name: str) -> Iterator[cgroups.Cgroup]:
         made.kill()
         made.remove()
         for hierarchy in layout.hierarchies:  # runc also makes groups in hierarchies without controllers
-            for directory, _names, _files in os.walk(layout.directory(hierarchy, CGROUP), topdown=False):
+            for directory, _names, _files in os.walk(layout.directory(hierarchy, f"{CGROUP}/{name}"), topdown=False):
                 os.rmdir(directory)
+            top = layout.directory(hierarchy, CGROUP)
+            if os.path.isdir(top) and not any(entry.is_dir() for entry in os.scandir(top)):
+                os.rmdir(top)
 
 
 def enter(name: str) -> None:
