@@ -137,9 +137,11 @@ async def _serve(node: Node, report: Callable[[dict[str, Any]], None]) -> None:
 
 def _reporter(fd: int) -> Callable[[dict[str, Any]], None]:
     """Writes JSON lines to `fd` until the reader leaves; nothing for -1. Closed after `ready` or `failure`."""
-    open_fds = [fd] if fd >= 0 else []
-    if open_fds:
-        os.set_inheritable(fd, False)
+    open_fds = []
+    if fd >= 0:  # a copy of our own, above the standard descriptors, which children get
+        open_fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        if fd > 2:
+            os.close(fd)
 
     def report(message: dict[str, Any]) -> None:
         if not open_fds:
