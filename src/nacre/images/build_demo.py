@@ -63,7 +63,12 @@ async def build(store: Store, directory: str, names: Sequence[str] = (), say: Sa
         todo = await asyncio.to_thread(_prepare, store, directory, recipes, place, say)
         if todo:
             say(f"importing {', '.join(recipe.name for recipe in todo)}")
+            former = [image for image in (store.get(recipe.name) for recipe in todo) if image is not None]
             await store.import_archive(place)
+            for image in former:
+                now = store.get(image.id)
+                if now is not None and not now.references:
+                    await store.remove(image.id)  # the build before this one, which has lost its name to it
     found = [store.get(recipe.name) for recipe in recipes]
     return [image for image in found if image is not None]
 

@@ -8,7 +8,7 @@ SHARED = ("base-files", "bash", "coreutils", "dash", "findutils", "grep", "hostn
 # Packages that others depend on for their maintainer scripts, for Perl, or for being a booted system: nothing of them runs here.
 LEFT_OUT = (
     "adduser", "debconf", "debconf-2.0", "debianutils", "dpkg", "gcc-*-base", "init-system-helpers", "install-info", "libdb5*",
-    "libfile-find-rule-perl", "libgdbm*", "libnsl2", "libnumber-compare-perl", "libpam-modules*", "libpam-runtime", "libperl*",
+    "libfile-find-rule-perl", "libgdbm*", "libnumber-compare-perl", "libpam-modules*", "libpam-runtime", "libperl*",
     "libsemanage*", "libsepol*", "libtext-*-perl", "lsb-base", "mawk", "openssh-sftp-server", "passwd", "perl*", "runit-helper",
     "sensible-utils", "sysvinit-utils", "tar", "ucf", "usrmerge", "usr-is-merged", "util-linux-extra", "libbz2-1.0",
 )  # fmt: skip
