@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
+from _blake2 import blake2b  # hashlib would load OpenSSL, half a megabyte in every process that only wants a name
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -107,7 +107,7 @@ def available() -> bool:
 def key(profile: Mapping[str, Any]) -> str:
     """What names the compiled form: the profile's content, the machine, the version of this code's rules."""
     text = json.dumps(profile, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"1 {machine()} {text}".encode()).hexdigest()[:32]
+    return str(blake2b(f"1 {machine()} {text}".encode(), digest_size=16).hexdigest())
 
 
 def compiled(profile: Mapping[str, Any], cache: str) -> str:

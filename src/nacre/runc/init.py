@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import array
 import gc
-import importlib.abc
 import json
 import os
 import signal
@@ -43,7 +42,7 @@ class Orders:
     container: str
 
 
-class _Refuse(importlib.abc.MetaPathFinder):
+class _Refuse:
     """In a container's root an import would run the container's code, as the host's root."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> NoReturn:
@@ -60,7 +59,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
     current: Step | str = "begin"
     try:
         gc.disable()
-        sys.meta_path.insert(0, _Refuse())
+        sys.meta_path.insert(0, _Refuse())  # type: ignore[arg-type]  # all of the protocol that import calls
         process.set_dumpable(enabled=False)
         process.set_name(NAME)
         _reset_signals()
