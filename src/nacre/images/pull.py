@@ -28,7 +28,6 @@ from nacre.images.errors import (
 )
 from nacre.images.install import Installer, Job
 from nacre.images.model import Auth, Descriptor, Image, Progress
-from nacre.images.places import Places
 from nacre.images.reference import LOCAL_DOMAIN, Reference
 from nacre.images.registry import Broken, Patience, Registry
 from nacre.oci.errors import Failure, Unsupported
@@ -63,16 +62,17 @@ class _Shared:
 class Puller:
     """See the module. Belongs to one loop; `close` ends what runs."""
 
-    def __init__(self, config: Config, places: Places, content: Content, database: Database, installer: Installer) -> None:
+    def __init__(
+        self, config: Config, content: Content, database: Database, installer: Installer, patience: Patience | None
+    ) -> None:
         self._config = config
-        self._places = places
         self._content = content
         self._database = database
         self._installer = installer
         self._session: aiohttp.ClientSession | None = None
         self._pulls: dict[tuple[str, Auth | None], _Shared] = {}
         self._blobs: dict[str, _Shared] = {}
-        self.patience = Patience()
+        self._patience = patience or Patience()
 
     async def close(self) -> None:
         tasks = [shared.task for shared in (*self._pulls.values(), *self._blobs.values())]
@@ -121,7 +121,7 @@ class Puller:
             auth,
             plain=reference.domain in self._config.insecure_registries,
             settings=f"{self._config.etc}/config.toml",
-            patience=self.patience,
+            patience=self._patience,
         )
         top, manifest = await self._manifest(what, registry, reference)
         job = Job(
@@ -224,7 +224,7 @@ class Puller:
             except Broken as broken:
                 last, pause = broken.failure.cause, registry.pause(fruitless, broken)
             fruitless = 0 if ingest.offset - before >= _PROGRESS else fruitless + 1
-            if fruitless >= self.patience.attempts:
+            if fruitless >= self._patience.attempts:
                 raise PullStalled(
                     what=what,
                     cause=f"blob {blob.digest} from {registry.host}: {ingest.offset} of {blob.size} bytes after {fruitless} tries"

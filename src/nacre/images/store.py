@@ -33,6 +33,7 @@ from nacre.shim.handler import Rootfs
 
 if TYPE_CHECKING:
     from nacre.images.pull import Puller
+    from nacre.images.registry import Patience
 
 log = logging.getLogger("nacre.images")
 _SHORTEST_ID = 4
@@ -49,6 +50,7 @@ class Store:
         self._opened = False
         self._garbage = False  # an exclusive lock was wanted in vain
         self._puller: Puller | None = None
+        self.patience: Patience | None = None  # with registries; None: the default. Set before the first pull
 
     async def open(self) -> None:
         """Make the directories, finish or undo what a kill left, and repair layers whose files do not match what is known."""
@@ -182,7 +184,7 @@ class Store:
         if self._puller is None:
             from nacre.images.pull import Puller  # aiohttp comes with it
 
-            self._puller = Puller(self._config, self._places, self._content, self._database, self._installer)
+            self._puller = Puller(self._config, self._content, self._database, self._installer, self.patience)
         try:
             with self._session():
                 image: Image = await self._puller.pull(parse(reference), auth, progress)
