@@ -1,0 +1,73 @@
+"""Where controllers are found: v1, v2, hybrid, none, nested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nacre.linux.cgroup_layout import Layout, missing, parse
+
+V1 = """\
+30 20 0:25 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
+31 30 0:26 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+32 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+33 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+34 30 0:29 /docker/abc /mnt/with\\040blank rw - cgroup cgroup rw,pids
+"""
+OWN = "5:pids:/docker/abc/inner\n4:memory:/user\n3:cpu,cpuacct:/cpu\n2:name=systemd:/init.scope\n0::/v2\n"
+
+
+def unified(tmp_path: Path, controllers: str) -> str:
+    (tmp_path / "cgroup.controllers").write_text(controllers)
+    return f"40 20 0:40 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
+
+
+def test_each_v1_controller_has_its_own_path() -> None:
+    layout = parse(V1, OWN)
+    assert layout.mode == "v1"
+    found = {name: layout.find(name) for name in ("cpu", "cpuacct", "memory", "pids")}
+    assert {name: one.own for name, one in found.items() if one} == {
+        "cpu": "/cpu",
+        "cpuacct": "/cpu",
+        "memory": "/user",
+        "pids": "/inner",
+    }
+
+
+def test_escaped_mount_points_are_read() -> None:
+    pids = parse(V1, OWN).find("pids")
+    assert pids is not None and pids.mount == "/mnt/with blank"
+
+
+def test_v2_alone_has_devices_and_freezer_built_in(tmp_path: Path) -> None:
+    layout = parse(unified(tmp_path, "cpu io memory pids"), "0::/a\n")
+    assert layout.mode == "v2"
+    assert all(layout.find(name) is layout.unified for name in ("memory", "blkio", "devices", "freezer", "cpuacct"))
+    assert layout.find("hugetlb") is None
+
+
+def test_hybrid_finds_each_controller_where_it_is(tmp_path: Path) -> None:
+    layout = parse(V1 + unified(tmp_path, "hugetlb io"), OWN)
+    assert layout.mode == "hybrid"
+    versions = {name: getattr(layout.find(name), "version", None) for name in ("memory", "hugetlb", "blkio", "devices")}
+    assert versions == {"memory": 1, "hugetlb": 2, "blkio": 2, "devices": None}
+
+
+def test_no_cgroups_at_all_is_a_layout_too() -> None:
+    layout = parse("20 1 8:1 / / rw - ext4 /dev/sda rw\n", "")
+    assert layout.mode == "none" and layout.describe()[0] == "cpu: absent"
+
+
+def test_the_root_goes_before_every_path() -> None:
+    layout = parse(V1, OWN)
+    hierarchy = layout.hierarchies[0]
+    assert (
+        Layout(hierarchies=layout.hierarchies, root="/corner").directory(hierarchy, "/a/b") == "/sys/fs/cgroup/systemd/corner/a/b"
+    )
+
+
+@pytest.mark.parametrize("controller", ["memory", "pids", "cpuset", "io"])
+def test_a_missing_controller_is_named_with_where_it_was_looked_for_and_a_remedy(controller: str) -> None:
+    failure = missing(controller, "set a limit", ("/sys/fs/cgroup/cpu (v1)",))
+    assert f"controller {controller} " in failure.cause and "/sys/fs/cgroup/cpu (v1)" in failure.cause and failure.remedy
