@@ -1,0 +1,137 @@
+"""Images for containers: present, pulled by policy, or refused in Kubernetes' words, with back-off between tries."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+
+from nacre.kubelet.events import Events
+from nacre.kubelet.plan import FIRST_BACKOFF_S, LAST_BACKOFF_S
+from nacre.oci.errors import Failure
+from nacre.wire import cri_pb2 as cri
+from nacre.wire.cri import Stub, failure_of
+
+
+class ImageTrouble(Failure):
+    """`word` is the waiting reason: ErrImagePull, ImagePullBackOff, ErrImageNeverPull, InvalidImageName."""
+
+    word = "ErrImagePull"
+
+
+class Puller:
+    """All pulls of the node; back-off is by pod and image."""
+
+    def __init__(self, images: Stub, events: Events) -> None:
+        self._images, self._events = images, events
+        self._tries: dict[tuple[str, str], tuple[float, float, str]] = {}  # → (not before, back-off, last words)
+
+    def forget(self, uid: str) -> None:
+        for key in [key for key in self._tries if key[0] == uid]:
+            del self._tries[key]
+
+    async def ensure(
+        self, pod: Mapping[str, Any], container: Mapping[str, Any], handler: str, secrets: list[Mapping[str, Any]]
+    ) -> str:
+        """The image's reference in the runtime. Raises ImageTrouble with the waiting reason as `word`."""
+        name = container["image"]
+        policy = container.get("imagePullPolicy") or ("Always" if name.endswith(":latest") else "IfNotPresent")
+        spec = cri.ImageSpec(image=name, runtime_handler=handler, user_specified_image=name)
+        try:
+            present = (await self._images.ImageStatus(cri.ImageStatusRequest(image=spec))).image
+        except grpc.RpcError as error:
+            failure = failure_of(error, f"look for image {name}")
+            word = "InvalidImageName" if failure.code in ("Invalid", "InvalidImageName") else "ImageInspectError"
+            self._events.pod(
+                pod,
+                "InspectFailed",
+                f'Failed to apply default image tag "{name}": {failure.sentence()}',
+                container=container["name"],
+                warning=True,
+            )
+            raise _trouble(failure, word) from error
+        if present.id and policy != "Always":
+            self._events.pod(pod, "Pulled", f'Container image "{name}" already present on machine', container=container["name"])
+            return str(present.id)
+        if policy == "Never":
+            message = f'Container image "{name}" is not present with pull policy of Never'
+            self._events.pod(pod, "ErrImageNeverPull", message, container=container["name"], warning=True)
+            raise _trouble(
+                Failure(what=f"use image {name}", cause=message, remedy=f"nacre image pull {name}"), "ErrImageNeverPull"
+            )
+        return await self._pull(pod, container, spec, secrets)
+
+    async def _pull(
+        self, pod: Mapping[str, Any], container: Mapping[str, Any], spec: Any, secrets: list[Mapping[str, Any]]
+    ) -> str:
+        name, key = spec.image, (pod["metadata"]["uid"], spec.image)
+        not_before, backoff, words = self._tries.get(key, (0.0, 0.0, ""))
+        if time.time() < not_before:
+            self._events.pod(pod, "BackOff", f'Back-off pulling image "{name}"', container=container["name"])
+            raise _trouble(Failure(what=f'Back-off pulling image "{name}"', cause=words), "ImagePullBackOff")
+        self._events.pod(pod, "Pulling", f'Pulling image "{name}"', container=container["name"])
+        began = time.monotonic()
+        try:
+            reference = await self._try(spec, [_auth(secret, name) for secret in secrets])
+        except grpc.RpcError as error:
+            failure = failure_of(error, f"pull image {name}")
+            backoff = min(LAST_BACKOFF_S, backoff * 2) or FIRST_BACKOFF_S
+            self._tries[key] = (time.time() + backoff, backoff, failure.sentence())
+            self._events.pod(
+                pod, "Failed", f'Failed to pull image "{name}": {failure.sentence()}', container=container["name"], warning=True
+            )
+            self._events.pod(pod, "Failed", "Error: ErrImagePull", container=container["name"], warning=True)
+            raise _trouble(failure, "ErrImagePull") from error
+        self._tries.pop(key, None)
+        took = time.monotonic() - began
+        size = (await self._images.ImageStatus(cri.ImageStatusRequest(image=spec))).image.size
+        message = f'Successfully pulled image "{name}" in {took:.3f}s ({took:.3f}s including waiting). Image size: {size} bytes.'
+        self._events.pod(pod, "Pulled", message, container=container["name"])
+        return reference
+
+    async def _try(self, spec: Any, credentials: list[Any]) -> str:
+        """With each secret that fits, then without; the last refusal is the one that counts."""
+        fitting = [one for one in credentials if one is not None]
+        for auth in fitting[:-1]:
+            try:
+                return str((await self._images.PullImage(cri.PullImageRequest(image=spec, auth=auth))).image_ref)
+            except grpc.RpcError:
+                continue  # the next secret may fit; the last try below speaks for all
+        request = cri.PullImageRequest(image=spec, auth=fitting[-1]) if fitting else cri.PullImageRequest(image=spec)
+        return str((await self._images.PullImage(request)).image_ref)
+
+    def wait_left(self, uid: str, image: str) -> float:
+        return max(0.0, self._tries.get((uid, image), (0.0,))[0] - time.time())
+
+
+def _trouble(failure: Failure, word: str) -> ImageTrouble:
+    made = ImageTrouble(what=failure.what, cause=failure.cause, evidence=failure.evidence, remedy=failure.remedy)
+    made.word = word
+    return made
+
+
+def _auth(secret: Mapping[str, Any], image: str) -> Any:
+    """AuthConfig for the registry of `image` out of a dockerconfigjson Secret; None when it has none."""
+    encoded = (secret.get("data") or {}).get(".dockerconfigjson")
+    if not encoded:
+        return None
+    try:
+        known = json.loads(base64.b64decode(encoded)).get("auths") or {}
+    except ValueError:
+        return None  # the pull goes on without it and says what the registry says
+    host = image.split("/")[0] if "/" in image and ("." in image.split("/")[0] or ":" in image.split("/")[0]) else "docker.io"
+    for server, entry in known.items():
+        plain = server.removeprefix("https://").removeprefix("http://").split("/")[0]
+        if plain == host or (host == "docker.io" and plain == "index.docker.io"):
+            return cri.AuthConfig(
+                username=entry.get("username", ""),
+                password=entry.get("password", ""),
+                auth=entry.get("auth", ""),
+                identity_token=entry.get("identitytoken", ""),
+                server_address=server,
+            )
+    return None
