@@ -1,0 +1,26 @@
+"""One node for all chain tests of a run: what it costs is paid once, and tests with pods of their own do not disturb one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from node_support import Node
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node with the demo's images and kata enabled; at the end `nacre down` must leave nothing of it on the host."""
+    node = Node(tmp_path_factory.mktemp("node"))
+    before = node.traces()
+    try:
+        node.nacre("up")
+        node.nacre("image", "build-demo", timeout_s=300)
+        node.nacre("enable", "kata", timeout_s=300)
+        yield node
+        node.nacre("down")
+        after = node.traces()
+        for kind in ("mounts", "cgroups", "links", "rules", "processes"):
+            assert getattr(after, kind) == getattr(before, kind)
+    finally:
+        node.nacre("reset", "--yes", check=False)
