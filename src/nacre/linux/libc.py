@@ -77,9 +77,27 @@ _COMMON = {
 }
 _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": _COMMON
-    | {"pivot_root": 155, "seccomp": 317, "bpf": 321, "keyctl": 250, "capget": 125, "capset": 126, "ioprio_set": 251},
+    | {
+        "pivot_root": 155,
+        "finit_module": 313,
+        "seccomp": 317,
+        "bpf": 321,
+        "keyctl": 250,
+        "capget": 125,
+        "capset": 126,
+        "ioprio_set": 251,
+    },
     "aarch64": _COMMON
-    | {"pivot_root": 41, "seccomp": 277, "bpf": 280, "keyctl": 219, "capget": 90, "capset": 91, "ioprio_set": 30},
+    | {
+        "pivot_root": 41,
+        "finit_module": 273,
+        "seccomp": 277,
+        "bpf": 280,
+        "keyctl": 219,
+        "capget": 90,
+        "capset": 91,
+        "ioprio_set": 30,
+    },
 }
 
 
