@@ -100,6 +100,21 @@ class Config:
         return "/" + self.instance
 
 
+def node_address(config: Config) -> str:
+    """Where this node is reached: what it listens on; for a wildcard, the address that this machine has towards the world."""
+    if config.listen not in ("0.0.0.0", "::"):
+        return config.listen
+    family, far, own = (
+        (socket.AF_INET, "192.0.2.1", "127.0.0.1") if config.listen == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1", "::1")
+    )
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((far, 9))  # sends nothing: asks the routing table
+        except OSError:
+            return own
+        return str(probe.getsockname()[0])
+
+
 def load(prefix: str | None = None) -> Config:
     """The node's configuration under `prefix` (else NACRE_PREFIX, else none); a missing file is an empty one.
 

@@ -21,7 +21,7 @@ from nacre.api.server import Api
 from nacre.api.status import Refusal
 from nacre.api.store import SqliteStore
 from nacre.api.write import Call, Writer
-from nacre.config import Config
+from nacre.config import Config, node_address
 from nacre.oci.errors import Failure
 
 log = logging.getLogger("nacre.api")
@@ -106,7 +106,8 @@ def pki_dir(config: Config) -> str:
 
 async def make_keys(config: Config) -> None:
     """Bring DATA/pki up to date in a process of its own, which takes `cryptography` with it."""
-    hosts = dict.fromkeys([config.listen, "127.0.0.1", "::1", "localhost", config.node_name, socket.gethostname().lower()])
+    own = (config.listen, node_address(config), "127.0.0.1", "::1", "localhost")
+    hosts = dict.fromkeys([*own, config.node_name, socket.gethostname().lower()])
     words = [sys.executable, "-m", "nacre.api.pki", pki_dir(config), "--node", config.node_name]
     for host in hosts:
         if host and host not in ("0.0.0.0", "::"):

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from nacre.api import kinds, objects
 from nacre.api.kind import Object
-from nacre.api.relay import relay
+from nacre.wire.relay import relay
 from nacre.api.status import Refusal, bad_request, method_not_allowed, not_found, unsupported
 from nacre.api.store import Store
 from nacre.api.write import Call
