@@ -29,7 +29,7 @@ class Events:
         self._known: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         self._task = asyncio.create_task(self._send())
 
     async def stop(self) -> None:
@@ -38,7 +38,9 @@ class Events:
             self._queue.put_nowait(None)
             await self._task
 
-    def pod(self, pod: Mapping[str, Any], reason: str, message: str, *, container: str = "", warning: bool = False) -> None:
+    def pod(
+        self, pod: Mapping[str, Any], reason: str, message: str, *, container: str = "", init: bool = False, warning: bool = False
+    ) -> None:
         metadata = pod["metadata"]
         involved = {
             "kind": "Pod",
@@ -49,7 +51,7 @@ class Events:
             "resourceVersion": metadata.get("resourceVersion", ""),
         }
         if container:
-            involved["fieldPath"] = f"spec.containers{{{container}}}"
+            involved["fieldPath"] = f"spec.{'initContainers' if init else 'containers'}{{{container}}}"
         self._put(involved, metadata["namespace"], reason, message, warning=warning)
 
     def node(self, reason: str, message: str, *, warning: bool = False) -> None:

@@ -38,7 +38,7 @@ class Sources:
             raise ConfigError(
                 what=f"read {kind.lower()} {name}",
                 cause=f'{kind.lower()} "{name}" not found',
-                remedy=f"create it, or set optional: true",
+                remedy="create it, or set optional: true",
             )
         values = {key: text.encode() for key, text in (found.get("data") or {}).items()} if kind == "ConfigMap" else {}
         encoded = (found.get("data") if kind == "Secret" else found.get("binaryData")) or {}

@@ -6,96 +6,112 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nacre.kubelet.times import parse
+
 FIRST_BACKOFF_S, LAST_BACKOFF_S, BACKOFF_RESET_S = 10.0, 300.0, 600.0
+SANDBOX = ""  # key of the sandbox itself among `not_before`
+OVER = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """The latest attempt of one container, as the runtime tells."""
 
-    id: str
-    attempt: int
     state: str  # created, running, exited
     exit_code: int = 0
-    finished_at: float = 0.0  # Unix time, s
+    image: str = ""  # as the pod named it
+    current: bool = True  # whether it belongs to the current sandbox
+    started_ok: bool = True  # its startup probe has passed, or it has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """All that is known of a pod's runtime side."""
 
-    sandbox: str = ""  # id of the current sandbox, "" for none
     sandbox_ready: bool = False
     containers: Mapping[str, Seen] = field(default_factory=dict)
-    started_ok: Mapping[str, bool] = field(default_factory=dict)  # startup probe has passed (or there is none)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """What to do now, all of `start` at once; `wake_s` is when to look again if nothing happens (None: only then)."""
+    """What to do now; `wake_s` is when to look again if nothing happens (None: only then)."""
 
     make_sandbox: bool = False
     start: tuple[str, ...] = ()
-    waiting: Mapping[str, float] = field(default_factory=dict)  # container → seconds of back-off left
+    replace: tuple[str, ...] = ()  # running, but of another image than the pod now wants
+    waiting: tuple[str, ...] = ()  # wanted, but not yet
     stop_all: str = ""  # why the whole pod ends
     finished: bool = False  # nothing will ever run again
     wake_s: float | None = None
 
 
-def plan(pod: Mapping[str, Any], view: View, backoff: Mapping[str, float], now: float) -> Action:
-    """The next step of `pod`. `backoff` holds, by container, the seconds to wait after its last end; `now` is Unix time in s."""
-    spec = pod["spec"]
+def plan(pod: Mapping[str, Any], view: View, not_before: Mapping[str, float], now: float) -> Action:
+    """The next step of `pod`. `not_before` holds Unix times of back-off by container, that of the sandbox under SANDBOX."""
     if pod["metadata"].get("deletionTimestamp"):
         return Action(stop_all="deleted")
-    if _past_deadline(pod, now):
+    if (pod.get("status") or {}).get("phase") in OVER:
+        return Action(finished=True)
+    left = deadline_left(pod, now)
+    if left is not None and left <= 0:
         return Action(stop_all="DeadlineExceeded")
-    policy = spec.get("restartPolicy", "Always")
-    first = [one["name"] for one in spec.get("initContainers") or []]
-    main = [one["name"] for one in spec["containers"]]
-    wanted, finished = _wanted(first, main, view, policy)
+    wanted, finished = _wanted(pod["spec"], view)
     if finished:
         return Action(finished=True)
-    due, waiting = _due(wanted, view, backoff, now)
-    wake = min(waiting.values(), default=None)
-    deadline = _deadline_left(pod, now)
-    if deadline is not None:
-        wake = deadline if wake is None else min(wake, deadline)
+    holds = () if view.sandbox_ready else (SANDBOX,)
+    blocked = [not_before[name] - now for name in holds if not_before.get(name, 0.0) > now]
+    due = [name for name in wanted if not_before.get(name, 0.0) <= now]
+    waiting = [name for name in wanted if name not in due]
+    waits = [*blocked, *(not_before[name] - now for name in waiting), *([left] if left is not None else [])]
+    wake_s = min(waits, default=None)
     if not view.sandbox_ready:
-        return Action(make_sandbox=bool(due), waiting=waiting, wake_s=wake)
-    return Action(start=tuple(due), waiting=waiting, wake_s=wake)
+        return Action(make_sandbox=bool(due) and not blocked, waiting=tuple(waiting), wake_s=wake_s)
+    return Action(start=tuple(due), replace=_replaced(pod["spec"], view), waiting=tuple(waiting), wake_s=wake_s)
 
 
-def _wanted(first: list[str], main: list[str], view: View, policy: str) -> tuple[list[str], bool]:
+def _wanted(spec: Mapping[str, Any], view: View) -> tuple[list[str], bool]:
     """(containers that should be running and are not, whether the pod has ended)."""
-    for name in first:
-        seen = view.containers.get(name)
-        if seen is None:
-            return [name], False
-        if seen.state != "exited":
-            return [] if seen.state == "running" else [name], False
-        if seen.exit_code != 0:
-            return ([], True) if policy == "Never" else ([name], False)
-    wanted = []
-    for name in main:
-        seen = view.containers.get(name)
-        if seen is None or (seen.state == "running" and not view.sandbox_ready):
-            wanted.append(name)
-        elif seen.state == "exited" and (policy == "Always" or (policy == "OnFailure" and seen.exit_code != 0)):
-            wanted.append(name)
-    running = any(view.containers[name].state != "exited" for name in main if name in view.containers)
-    return wanted, not wanted and not running
+    policy = spec.get("restartPolicy", "Always")
+    mains = [one["name"] for one in spec["containers"]]
+    wanted = [name for name in mains if _again(view.containers.get(name), policy, sandbox_ready=view.sandbox_ready)]
+    alive = [name for name in mains if _lives(view, name)]
+    if not wanted and not alive:
+        return [], True
+    helpers: list[str] = []
+    for container in spec.get("initContainers") or []:
+        name, seen = container["name"], view.containers.get(container["name"])
+        if container.get("restartPolicy") == "Always":
+            if not _lives(view, name):
+                helpers.append(name)
+            if alive or (_lives(view, name) and seen is not None and seen.started_ok):
+                continue
+            return helpers, False
+        if alive:
+            continue  # the pod is past its initialization
+        if seen is not None and seen.state == "exited" and seen.exit_code and policy == "Never":
+            return [], True
+        if seen is None or not seen.current or not view.sandbox_ready:
+            return [*helpers, name], False
+        if seen.state == "exited" and seen.exit_code == 0:
+            continue
+        return ([*helpers] if seen.state == "running" else [*helpers, name]), False
+    return helpers + wanted, False
 
 
-def _due(wanted: list[str], view: View, backoff: Mapping[str, float], now: float) -> tuple[list[str], dict[str, float]]:
-    due, waiting = [], {}
-    for name in wanted:
-        seen = view.containers.get(name)
-        left = 0.0 if seen is None else seen.finished_at + backoff.get(name, 0.0) - now
-        if left > 0:
-            waiting[name] = left
-        else:
-            due.append(name)
-    return due, waiting
+def _lives(view: View, name: str) -> bool:
+    seen = view.containers.get(name)
+    return seen is not None and seen.state == "running" and seen.current and view.sandbox_ready
+
+
+def _again(seen: Seen | None, policy: str, *, sandbox_ready: bool) -> bool:
+    """Whether a main container should be (re)started."""
+    if seen is None or seen.state == "created" or (seen.state == "running" and not (sandbox_ready and seen.current)):
+        return True
+    return seen.state == "exited" and (policy == "Always" or (policy == "OnFailure" and seen.exit_code != 0))
+
+
+def _replaced(spec: Mapping[str, Any], view: View) -> tuple[str, ...]:
+    named = {one["name"]: one["image"] for one in spec["containers"]}
+    return tuple(name for name, image in named.items() if _lives(view, name) and view.containers[name].image not in ("", image))
 
 
 def next_backoff(last_s: float, ran_s: float) -> float:
@@ -105,15 +121,7 @@ def next_backoff(last_s: float, ran_s: float) -> float:
     return FIRST_BACKOFF_S if last_s == 0 else min(LAST_BACKOFF_S, last_s * 2)
 
 
-def _past_deadline(pod: Mapping[str, Any], now: float) -> bool:
-    left = _deadline_left(pod, now)
-    return left is not None and left <= 0
-
-
-def _deadline_left(pod: Mapping[str, Any], now: float) -> float | None:
+def deadline_left(pod: Mapping[str, Any], now: float) -> float | None:
+    """Seconds until activeDeadlineSeconds is over; None without one."""
     seconds, started = pod["spec"].get("activeDeadlineSeconds"), (pod.get("status") or {}).get("startTime")
-    if seconds is None or not started:
-        return None
-    from nacre.kubelet.times import parse
-
-    return parse(started) + float(seconds) - now
+    return None if seconds is None or not started else parse(started) + float(seconds) - now

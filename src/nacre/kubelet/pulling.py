@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -35,9 +35,9 @@ class Puller:
             del self._tries[key]
 
     async def ensure(
-        self, pod: Mapping[str, Any], container: Mapping[str, Any], handler: str, secrets: list[Mapping[str, Any]]
-    ) -> str:
-        """The image's reference in the runtime. Raises ImageTrouble with the waiting reason as `word`."""
+        self, pod: Mapping[str, Any], container: Mapping[str, Any], handler: str, secrets: Sequence[Mapping[str, Any]]
+    ) -> Any:
+        """The image as the runtime has it (CRI Image). Raises ImageTrouble with the waiting reason as `word`."""
         name = container["image"]
         policy = container.get("imagePullPolicy") or ("Always" if name.endswith(":latest") else "IfNotPresent")
         spec = cri.ImageSpec(image=name, runtime_handler=handler, user_specified_image=name)
@@ -56,7 +56,7 @@ class Puller:
             raise _trouble(failure, word) from error
         if present.id and policy != "Always":
             self._events.pod(pod, "Pulled", f'Container image "{name}" already present on machine', container=container["name"])
-            return str(present.id)
+            return present
         if policy == "Never":
             message = f'Container image "{name}" is not present with pull policy of Never'
             self._events.pod(pod, "ErrImageNeverPull", message, container=container["name"], warning=True)
@@ -66,8 +66,8 @@ class Puller:
         return await self._pull(pod, container, spec, secrets)
 
     async def _pull(
-        self, pod: Mapping[str, Any], container: Mapping[str, Any], spec: Any, secrets: list[Mapping[str, Any]]
-    ) -> str:
+        self, pod: Mapping[str, Any], container: Mapping[str, Any], spec: Any, secrets: Sequence[Mapping[str, Any]]
+    ) -> Any:
         name, key = spec.image, (pod["metadata"]["uid"], spec.image)
         not_before, backoff, words = self._tries.get(key, (0.0, 0.0, ""))
         if time.time() < not_before:
@@ -76,7 +76,7 @@ class Puller:
         self._events.pod(pod, "Pulling", f'Pulling image "{name}"', container=container["name"])
         began = time.monotonic()
         try:
-            reference = await self._try(spec, [_auth(secret, name) for secret in secrets])
+            await self._try(spec, [_auth(secret, name) for secret in secrets])
         except grpc.RpcError as error:
             failure = failure_of(error, f"pull image {name}")
             backoff = min(LAST_BACKOFF_S, backoff * 2) or FIRST_BACKOFF_S
@@ -88,21 +88,24 @@ class Puller:
             raise _trouble(failure, "ErrImagePull") from error
         self._tries.pop(key, None)
         took = time.monotonic() - began
-        size = (await self._images.ImageStatus(cri.ImageStatusRequest(image=spec))).image.size
-        message = f'Successfully pulled image "{name}" in {took:.3f}s ({took:.3f}s including waiting). Image size: {size} bytes.'
+        image = (await self._images.ImageStatus(cri.ImageStatusRequest(image=spec))).image
+        message = (
+            f'Successfully pulled image "{name}" in {took:.3f}s ({took:.3f}s including waiting). Image size: {image.size} bytes.'
+        )
         self._events.pod(pod, "Pulled", message, container=container["name"])
-        return reference
+        return image
 
-    async def _try(self, spec: Any, credentials: list[Any]) -> str:
+    async def _try(self, spec: Any, credentials: list[Any]) -> None:
         """With each secret that fits, then without; the last refusal is the one that counts."""
         fitting = [one for one in credentials if one is not None]
         for auth in fitting[:-1]:
             try:
-                return str((await self._images.PullImage(cri.PullImageRequest(image=spec, auth=auth))).image_ref)
+                await self._images.PullImage(cri.PullImageRequest(image=spec, auth=auth))
+                return
             except grpc.RpcError:
                 continue  # the next secret may fit; the last try below speaks for all
         request = cri.PullImageRequest(image=spec, auth=fitting[-1]) if fitting else cri.PullImageRequest(image=spec)
-        return str((await self._images.PullImage(request)).image_ref)
+        await self._images.PullImage(request)
 
     def wait_left(self, uid: str, image: str) -> float:
         return max(0.0, self._tries.get((uid, image), (0.0,))[0] - time.time())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +12,13 @@ from nacre.linux import cgroups
 from nacre.oci.errors import Invalid
 from nacre.wire import cri_pb2 as cri
 
-_SUFFIXES = {"": 1, "m": Fraction(1, 1000), "u": Fraction(1, 10**6), "n": Fraction(1, 10**9), "k": 10**3}
+_SUFFIXES: dict[str, Fraction | int] = {
+    "": 1,
+    "m": Fraction(1, 1000),
+    "u": Fraction(1, 10**6),
+    "n": Fraction(1, 10**9),
+    "k": 10**3,
+}
 _SUFFIXES |= {letter: 10 ** (3 * power) for power, letter in enumerate("MGTPE", 2)}
 _SUFFIXES |= {f"{letter}i": 2 ** (10 * power) for power, letter in enumerate("KMGTPE", 1)}
 _QUANTITY = re.compile(r"([+-]?[0-9.]+)(?:[eE]([+-]?[0-9]+)|([a-zA-Z]{0,2}))")
@@ -45,7 +52,7 @@ def qos_class(spec: dict[str, Any]) -> str:
     return "Guaranteed"
 
 
-def linux_resources(container: dict[str, Any], qos: str, node_memory: int) -> Any:
+def linux_resources(container: Mapping[str, Any], qos: str, node_memory: int) -> Any:
     """LinuxContainerResources of one container."""
     asked = container.get("resources") or {}
     limits, requests = asked.get("limits") or {}, asked.get("requests") or {}
@@ -121,6 +128,19 @@ class PodCgroup:
 
     def remove(self) -> None:
         self._cgroup.remove()
+
+
+def remove_pod_cgroups(layout: cgroups.Layout, root: str, living: set[str]) -> None:
+    """Empty groups of pods that are not among the `living`; one with processes in it belongs to someone and stays."""
+    for level in ("", "/burstable", "/besteffort"):
+        parent = cgroups.Cgroup(layout, f"{root}/kubepods{level}")
+        names = {
+            name for _hierarchy, directory in parent.directories() if os.path.isdir(directory) for name in os.listdir(directory)
+        }
+        for name in names:
+            group = cgroups.Cgroup(layout, f"{root}/kubepods{level}/{name}")
+            if name.startswith("pod") and name[3:] not in living and not group.pids():
+                group.remove()
 
 
 def node_memory_bytes() -> int:

@@ -70,6 +70,9 @@ def container_status(container: Mapping[str, Any], facts: Facts, pod: Mapping[st
         "lastState": facts.former.get(name, {}),
     }
     if seen is None:
+        told = _told(pod, name)
+        if told is not None:
+            return told  # the pod ended, and the runtime has forgotten it
         reason, message = facts.waiting.get(name) or (_not_yet(pod, name), "")
         status["state"] = {"waiting": {"reason": reason} | ({"message": message} if message else {})}
         return status
@@ -90,6 +93,13 @@ def container_status(container: Mapping[str, Any], facts: Facts, pod: Mapping[st
         current = {"waiting": {"reason": reason, "message": message}}
     status["state"] = current
     return status
+
+
+def _told(pod: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    before = pod.get("status") or {}
+    listed = [*(before.get("initContainerStatuses") or []), *(before.get("containerStatuses") or [])]
+    found = next((one for one in listed if one["name"] == name), None)
+    return found if before.get("phase") in ("Succeeded", "Failed") else None
 
 
 def state_of(seen: Any, message: str) -> dict[str, Any]:
@@ -163,7 +173,7 @@ def _conditions(
         "ContainersReady": (fine, *(("", "") if fine else why)),
     }
     conditions = [_condition(kind, *row, before.get(kind), now) for kind, row in made.items()]
-    return conditions + [before.get("PodScheduled") or _condition("PodScheduled", True, "", "", None, now)]
+    return [*conditions, before.get("PodScheduled") or _condition("PodScheduled", True, "", "", None, now)]
 
 
 def _condition(kind: str, true: bool, reason: str, message: str, before: Mapping[str, Any] | None, now: float) -> dict[str, Any]:

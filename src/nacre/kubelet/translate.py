@@ -17,6 +17,7 @@ from nacre.linux.libc import owned
 from nacre.wire import cri_pb2 as cri
 
 BENEATH = paths.Resolve.BENEATH | paths.Resolve.NO_MAGICLINKS
+UID_LABEL, CONTAINER_LABEL = "io.kubernetes.pod.uid", "io.kubernetes.container.name"
 MOUNTS_ANNOTATION = "nacre.dev/mounts"  # what each mount means, for a runtime that cannot bind host directories
 _PROTOCOLS = {"TCP": cri.TCP, "UDP": cri.UDP, "SCTP": cri.SCTP}
 _PROFILES = {
@@ -43,7 +44,7 @@ class Frame:
 def sandbox_config(pod: Mapping[str, Any], attempt: int, frame: Frame) -> Any:
     metadata, spec = pod["metadata"], pod["spec"]
     security = spec.get("securityContext") or {}
-    totals = resources.pod_totals({**spec, "overhead": {}})
+    totals = resources.pod_totals({**spec, "overhead": {}})  # overhead goes by itself: a runtime may size a VM by either
     config = cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(
             name=metadata["name"], uid=metadata["uid"], namespace=metadata["namespace"], attempt=attempt
@@ -104,7 +105,7 @@ def container_config(
         working_dir=container.get("workingDir", ""),
         envs=[cri.KeyValue(key=key, value=value.encode(errors="surrogateescape")) for key, value in variables.items()],
         mounts=mounts,
-        labels=_pod_labels(metadata) | {"io.kubernetes.container.name": name},
+        labels=_pod_labels(metadata) | {CONTAINER_LABEL: name},
         annotations={
             "io.kubernetes.container.restartCount": str(attempt),
             "io.kubernetes.container.terminationMessagePath": container.get("terminationMessagePath") or "/dev/termination-log",
@@ -216,6 +217,10 @@ def _mounts(
     return made, meanings
 
 
+def log_file(frame: Frame, pod: Mapping[str, Any], container: str, attempt: int) -> str:
+    return f"{frame.log_directory(pod)}/{container}/{attempt}.log"
+
+
 def termination_file(volumes: PodVolumes, container: str, attempt: int, *, create: bool = False) -> str:
     path = f"{volumes.directory}/containers/{container}/{attempt}"
     if create:
@@ -248,7 +253,7 @@ def _pod_labels(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {
         "io.kubernetes.pod.name": metadata["name"],
         "io.kubernetes.pod.namespace": metadata["namespace"],
-        "io.kubernetes.pod.uid": metadata["uid"],
+        UID_LABEL: metadata["uid"],
     }
 
 

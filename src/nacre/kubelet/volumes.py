@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nacre.kubelet.expand import ConfigError, Sources
@@ -208,7 +208,7 @@ def _empty_directory(path: str, options: Mapping[str, Any], group: int | None) -
 
 
 def _host_path(path: str, kind: str) -> None:
-    checks = {
+    checks: dict[str, Callable[[str], bool]] = {
         "Directory": os.path.isdir,
         "File": os.path.isfile,
         "Socket": lambda p: stat.S_ISSOCK(os.stat(p).st_mode),
