@@ -17,10 +17,10 @@ from aiohttp import web
 
 from nacre.api import kinds, objects
 from nacre.api.kind import Object
-from nacre.wire.relay import relay
 from nacre.api.status import Refusal, bad_request, method_not_allowed, not_found, unsupported
 from nacre.api.store import Store
 from nacre.api.write import Call
+from nacre.wire.relay import relay
 
 CONNECT_S = 10.0
 HEAD_LIMIT = 64 * 1024
