@@ -20,13 +20,12 @@ PORT = "nacre.agent"  # the virtio-serial port's name
 VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # of containers, executions, volumes, generations
 T = TypeVar("T")
-_record = dataclass(frozen=True, slots=True, kw_only=True)
 
 
 # -- the machine
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """The first request of a session, after boot and after every clone: streams of an earlier session are forgotten."""
 
@@ -34,7 +33,7 @@ class Hello:
     nonce: str  # comes back: bytes of an earlier reader cannot be taken for the answer
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Greeting:
     version: int
     nonce: str
@@ -44,7 +43,7 @@ class Greeting:
     cpus: int
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Identify:
     """What a clone must not share with its template or another clone."""
 
@@ -54,7 +53,7 @@ class Identify:
     machine_id: str  # 32 hex digits
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """network.Attachment, for the guest's one link that is not `lo`, which gets name and MAC."""
 
@@ -67,7 +66,7 @@ class Network:
     dns: list[str] = field(default_factory=list)  # lines of the guest's own /etc/resolv.conf
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Bring online what the host has plugged in; answered once so much is there, as Size. 0: whatever is there."""
 
@@ -76,14 +75,14 @@ class Machine:
     wait_s: int = 10
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     memory_bytes: int  # MemTotal
     hot_memory_bytes: int
     cpus: int
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """The pod's own settings; its network, ipc and uts namespaces are the guest's."""
 
@@ -96,7 +95,7 @@ class Sandbox:
 # -- volumes
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """Make an empty directory at VOLUMES/name. Answered with Place."""
 
@@ -108,7 +107,7 @@ class Volume:
     gid: int = 0
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """One entry below a volume; parent directories are made with mode 755."""
 
@@ -121,7 +120,7 @@ class File:
     kinds: ClassVar[tuple[str, ...]] = ("file", "directory", "link")
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
     """The contents of volume `name`, which is made if need be.
 
@@ -134,7 +133,7 @@ class Files:
     generation: str = ""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadFile:
     """Up to `limit` bytes from the end of a regular file of a volume (a termination message). Answered with Content."""
 
@@ -143,17 +142,17 @@ class ReadFile:
     limit: int = 64 << 10
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveVolume:
     name: str
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     path: str  # in the guest, to be named as the source of a bind mount
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
     content: bytes
 
@@ -161,7 +160,7 @@ class Content:
 # -- containers
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
     """Where a container's root comes from: a block device with an erofs, under a writable layer in memory."""
 
@@ -171,7 +170,7 @@ class Root:
     size_bytes: int = 0  # of the writable layer; 0: no limit but the guest's memory
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Create:
     """The container from an OCI document, not started. Answered with Started.
 
@@ -188,24 +187,24 @@ class Create:
     console: int = 0  # both ways
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     container: str
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     pid: int  # the guest's number
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
     container: str
     signal: int
     everyone: bool = False
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Execute:
     """An OCI `process` in a running container, executing when Started comes."""
 
@@ -218,7 +217,7 @@ class Execute:
     console: int = 0
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KillExec:
     """Of an execution that has ended: nothing."""
 
@@ -227,7 +226,7 @@ class KillExec:
     signal: int
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resize:
     """A terminal's size; exec_id "" is the container's own."""
 
@@ -237,37 +236,37 @@ class Resize:
     height: int
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     container: str
     resources: dict[str, Any]  # OCI linux.resources
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """Answered with the object of shim.handler.Handler.stats; container "" is the pod."""
 
     container: str = ""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
     """An ended (or killed) container with its mounts; when it is answered the slot holds no open block. What is gone stays gone."""
 
     container: str
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
     """Run the throw-away container once, so that clones (of a template) or this member (of a pool) need not learn how."""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown:
     """Sync and power off; answered before."""
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
     """The result of a method that answers with no more than success."""
 
@@ -275,7 +274,7 @@ class Nothing:
 # -- events
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
     """After all that the process had written when it ended and the host gave credit for."""
 
@@ -286,14 +285,14 @@ class Exit:
     oom_killed: bool = False
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """Something an operator should know; also on the console."""
 
     text: str
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
     """The init of a shared PID namespace has died: the sandbox is NOTREADY."""
 

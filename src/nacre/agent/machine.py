@@ -1,0 +1,198 @@
+"""The guest as a machine: who it is after a clone, its link, its memory and processors, the pod's own settings."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+from nacre.agent import boot as first
+from nacre.agent.protocol import Greeting, Hello, Identify, Machine, Network, Sandbox, Size
+from nacre.linux import boot, links, mounts, namespaces, process
+from nacre.linux.libc import owned
+from nacre.linux.mounts import MountFlag
+from nacre.linux.namespaces import Clone
+from nacre.oci.errors import Failure, Invalid
+
+_MEMORY = "/sys/devices/system/memory"
+_CPUS = "/sys/devices/system/cpu"
+_MACHINE_ID = re.compile(r"[0-9a-f]{32}")
+_SYSCTL = re.compile(r"[a-zA-Z0-9_-]+([./][a-zA-Z0-9_:-]+)+")
+
+
+def greet(request: Hello, version: int, nacre: str) -> Greeting:
+    return Greeting(
+        version=version,
+        nonce=request.nonce,
+        nacre=nacre,
+        kernel=os.uname().release,
+        memory_bytes=memory_bytes(),
+        cpus=len(_online_cpus()),
+    )
+
+
+def identify(wanted: Identify) -> None:
+    """Entropy first: whatever is made after it is the clone's own."""
+    if not 32 <= len(wanted.entropy) <= 512:
+        raise Invalid(what="identify the guest", cause=f"{len(wanted.entropy)} bytes of entropy; 32 to 512 are wanted")
+    if not _MACHINE_ID.fullmatch(wanted.machine_id):
+        raise Invalid(what="identify the guest", cause=f"{wanted.machine_id[:64]!r} is no machine-id")
+    boot.add_entropy(wanted.entropy)
+    time.clock_settime_ns(time.CLOCK_REALTIME, wanted.now_ns)
+    namespaces.sethostname(wanted.hostname)
+    _write("/etc/machine-id", wanted.machine_id + "\n")
+
+
+def configure_network(wanted: Network) -> None:
+    """The one link besides lo gets name, MAC, addresses, routes."""
+    others = [link for link in links.list_links() if not link.loopback]
+    if len(others) != 1:
+        raise Failure(
+            what="configure the guest's network", cause=f"it has {len(others)} links besides lo: {[one.name for one in others]}"
+        )
+    name = others[0].name
+    links.set_down(name)
+    if wanted.mac:
+        links.set_mac(name, wanted.mac)
+    if name != wanted.interface:
+        links.rename(name, wanted.interface)
+        name = wanted.interface
+    links.set_mtu(name, wanted.mtu)
+    for address in wanted.addresses:
+        links.add_address(name, address)
+    links.set_up(name)
+    _add_routes(name, wanted)
+    _write("/etc/resolv.conf", "".join(line + "\n" for line in wanted.dns))
+
+
+def _add_routes(name: str, wanted: Network) -> None:
+    """Those without a gateway first: the others are reached through them."""
+    routes = [(route[0], route[1]) for route in wanted.routes if len(route) == 2]
+    if len(routes) != len(wanted.routes):
+        raise Invalid(what="configure the guest's network", cause="a route is a pair: destination, gateway")
+    if wanted.gateway and not any(destination in ("default", "0.0.0.0/0") for destination, _ in routes):
+        routes.append(("default", wanted.gateway))
+    for destination, gateway in sorted(routes, key=lambda route: bool(route[1])):
+        links.add_route(destination, name, gateway=gateway)
+
+
+# -- memory and processors
+
+
+def memory_bytes() -> int:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return int(file.readline().split()[1]) * 1024
+
+
+def _online_cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if not os.path.exists(f"{_CPUS}/online") else _numbers(_read(f"{_CPUS}/online"))
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0-2,5" as 0, 1, 2, 5."""
+    found: list[int] = []
+    for part in text.strip().split(","):
+        first_number, _, last = part.partition("-")
+        found += range(int(first_number), int(last or first_number) + 1) if part else []
+    return found
+
+
+class Plugged:
+    """What the host plugs in at run time. `boot_bytes` is what was there at first."""
+
+    def __init__(self) -> None:
+        self._block = int(_read(f"{_MEMORY}/block_size_bytes"), 16) if os.path.isdir(_MEMORY) else 0
+        self._first = set(self._blocks())
+
+    def size(self) -> Size:
+        return Size(
+            memory_bytes=memory_bytes(),
+            hot_memory_bytes=self._block * len([name for name in self._added() if _state(name) == "online"]),
+            cpus=len(_online_cpus()),
+        )
+
+    def bring_online(self, wanted: Machine) -> bool:
+        """Whatever is there and off; answers whether all that is wanted is on now."""
+        for name in self._added():
+            if _state(name) == "offline":
+                _write(f"{_MEMORY}/{name}/state", "online_kernel")  # for anything: the maps of later memory come from it
+        for name in os.listdir(_CPUS):
+            switch = f"{_CPUS}/{name}/online"
+            more = not wanted.cpus or len(_online_cpus()) < wanted.cpus
+            if more and name[3:].isdigit() and os.path.exists(switch) and _read(switch) == "0":
+                _write(switch, "1")
+        size = self.size()
+        return size.hot_memory_bytes >= wanted.memory_bytes and size.cpus >= wanted.cpus
+
+    def _blocks(self) -> list[str]:
+        names = os.listdir(_MEMORY) if self._block else []
+        return [name for name in names if name.startswith("memory") and name[6:].isdigit()]
+
+    def _added(self) -> list[str]:
+        return sorted(name for name in self._blocks() if name not in self._first)
+
+
+def _state(block: str) -> str:
+    return _read(f"{_MEMORY}/{block}/state")
+
+
+# -- the pod
+
+
+def settle(wanted: Sandbox) -> None:
+    """Hostname, sysctls, /dev/shm of the pod."""
+    namespaces.sethostname(wanted.hostname)
+    for key, value in wanted.sysctls.items():
+        set_sysctl(key, value)
+    shm = f"{first.RUN}/shm"
+    mounts.unmount_all(shm)
+    flags = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
+    mounts.mount("shm", shm, "tmpfs", flags, f"mode=1777,size={wanted.shm_bytes}")
+
+
+def set_sysctl(key: str, value: str) -> None:
+    """Of the guest as a whole, whose one pod it is."""
+    what = f"set sysctl {key}"
+    if not _SYSCTL.fullmatch(key):
+        raise Invalid(what=what, cause="that is no name of a sysctl")
+    try:
+        _write("/proc/sys/" + key.replace(".", "/"), value)
+    except OSError as error:
+        raise Failure(what=what, cause=f"{error.filename or key}: {error.strerror}", remedy="take it out of the pod") from error
+
+
+def fork_pid_init() -> int:
+    """The init of a PID namespace that the pod's containers share; it reaps what they leave. Answers its pid."""
+    pid = process.fork(Clone.NEWPID)
+    if pid:
+        return pid
+    try:
+        process.close_range(3)
+        os.setsid()
+        process.set_name("nacre-pod-init")
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        while True:
+            _reap()
+            signal.sigwait({signal.SIGCHLD})
+    finally:
+        os._exit(1)
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+    except ChildProcessError:
+        return
+
+
+def _read(path: str) -> str:
+    with owned(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        return os.read(fd, 4096).decode("ascii").strip()
+
+
+def _write(path: str, text: str) -> None:
+    with owned(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)) as fd:
+        os.write(fd, text.encode())

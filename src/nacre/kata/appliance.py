@@ -1,0 +1,169 @@
+"""The guest that every pod's VM boots: kernel and first root, built on this machine.
+
+    DATA/kata/cache/*.deb              the kernel's package; stays, so that a second build needs no network
+    DATA/kata/appliance/VERSION/       vmlinux, initrd, appliance.json; never changed once it has its name
+    DATA/kata/appliance/current        link to the VERSION in use, replaced by rename
+    DATA/kata/building-PID/            unfinished; what a kill leaves, the next build takes away
+
+VERSION is a hash of all that goes in. Nobody keeps these files open: QEMU reads them when it starts, so an older version goes as soon
+as a newer one is current. DATA/kata/appliance comes into being with the first finished version: its existence means "kata is enabled".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from nacre.config import Config
+from nacre.kata import appliance_files, appliance_kernel
+from nacre.kata.appliance_cpio import Archive
+from nacre.linux.libc import owned
+from nacre.oci.errors import Failure
+
+Progress = Callable[[str], None]
+FORMAT = 1  # raised when what this module writes changes
+SHARED_CACHE = "/var/lib/nacre/kata/cache"  # of the node without a prefix: others read it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appliance:
+    """A built guest."""
+
+    version: str
+    directory: str
+    kernel_release: str
+    python: str
+    cmdline: str  # what the guest needs; the host may append console and the like *before* " -- "
+
+    @property
+    def kernel(self) -> str:
+        return f"{self.directory}/vmlinux"
+
+    @property
+    def initrd(self) -> str:
+        return f"{self.directory}/initrd"
+
+
+def build(config: Config, progress: Progress) -> Appliance:
+    """The appliance for what is installed now; at once when it is there already. Raises Failure."""
+    base = f"{config.data}/kata"
+    os.makedirs(base, mode=0o700, exist_ok=True)
+    with _alone(base):
+        _sweep(base)
+        cache = f"{base}/cache"
+        package = appliance_kernel.package(cache, _other_caches(), progress)
+        progress("looking what the agent loads")
+        python = appliance_files.interpreter()
+        version = _version(package, python)
+        there = current(config)
+        if there is not None and there.version == version:
+            return there
+        progress(f"unpacking {os.path.basename(package)}")
+        kernel = appliance_kernel.unpack(package)
+        draft = f"{base}/building-{os.getpid()}"
+        os.mkdir(draft, 0o700)
+        try:
+            progress(f"packing Python {python.version} and {len(kernel.modules)} modules of Linux {kernel.release}")
+            made = _write(draft, version, kernel, python)
+            return _publish(base, draft, made)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def current(config: Config) -> Appliance | None:
+    """The appliance in use, None before the first build."""
+    base = f"{config.data}/kata/appliance"
+    try:
+        version = os.readlink(f"{base}/current")
+        with open(f"{base}/{version}/appliance.json", encoding="utf-8") as file:
+            document = json.load(file)
+    except FileNotFoundError:
+        return None
+    return Appliance(**document | {"directory": f"{base}/{version}"})
+
+
+def _other_caches() -> tuple[str, ...]:
+    named = os.environ.get("NACRE_PACKAGES", "")
+    return (*([named] if named else []), SHARED_CACHE)
+
+
+@contextmanager
+def _alone(base: str) -> Iterator[None]:
+    """One builder at a time; a second one waits and then finds the work done."""
+    with owned(os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(base: str) -> None:
+    """What a killed build left; the lock is held, so nobody works on it."""
+    for name in os.listdir(base):
+        if name.startswith("building-"):
+            shutil.rmtree(f"{base}/{name}")
+
+
+def _version(package: str, python: appliance_files.Interpreter) -> str:
+    """A hash of every input: the kernel's package by name, all else by its bytes."""
+    whole = hashlib.sha256(f"{FORMAT} {os.path.basename(package)} {appliance_kernel.MODULES} {cmdline(python)}".encode())
+    for path in (python.path, *python.shared, *python.modules.values()):
+        with open(path, "rb") as file:
+            whole.update(path.encode() + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:16]
+
+
+def cmdline(python: appliance_files.Interpreter) -> str:
+    """The kernel's command line. After "--" come the words of PID 1: isolated, no site, no bytecode written."""
+    kernel = "quiet panic=-1 random.trust_cpu=on cgroup_no_v1=all"
+    return f"{kernel} rdinit={python.path} -- -ISB -X utf8 {python.library}/nacre/agent/main.pyc"
+
+
+def _write(draft: str, version: str, kernel: appliance_kernel.Kernel, python: appliance_files.Interpreter) -> Appliance:
+    with open(f"{draft}/vmlinux", "wb") as file:
+        file.write(kernel.image)
+    with open(f"{draft}/initrd", "wb") as file:
+        archive = Archive(file)
+        appliance_files.write(archive, python, kernel.modules)
+        archive.close()
+    made = Appliance(
+        version=version, directory=draft, kernel_release=kernel.release, python=python.version, cmdline=cmdline(python)
+    )
+    with open(f"{draft}/appliance.json", "w", encoding="utf-8") as text:
+        json.dump(asdict(made), text)
+    for name in os.listdir(draft):
+        with owned(os.open(f"{draft}/{name}", os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            os.fsync(fd)
+    return made
+
+
+def _publish(base: str, draft: str, made: Appliance) -> Appliance:
+    """Give the draft its name and make it current; older versions go."""
+    home = f"{base}/appliance"
+    try:
+        os.makedirs(home, mode=0o755, exist_ok=True)
+        target = f"{home}/{made.version}"
+        shutil.rmtree(target, ignore_errors=True)  # named before, never made current
+        os.chmod(draft, 0o755)
+        os.rename(draft, target)
+        if os.path.islink(f"{home}/.current"):
+            os.unlink(f"{home}/.current")  # of a build that was killed just here
+        os.symlink(made.version, f"{home}/.current")
+        os.rename(f"{home}/.current", f"{home}/current")
+    except OSError as error:
+        raise Failure(what="put the appliance in place", cause=f"{error.filename}: {error.strerror}") from error
+    for name in os.listdir(home):
+        if name not in ("current", made.version):
+            _remove(f"{home}/{name}")
+    return Appliance(**asdict(made) | {"directory": target})
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
