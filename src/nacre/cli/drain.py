@@ -57,3 +57,10 @@ async def pods(config: Config, grace_s: float, progress: Progress) -> int:
             remedy="nacre down --force, which kills what the CRI could not stop",
         )
     return len(sandboxes)
+
+
+def groups(config: Config) -> None:
+    """The node's own cgroups, empty once its services have stopped. Raises CgroupBusy naming who is still in one."""
+    from nacre.linux import cgroups
+
+    cgroups.Cgroup(cgroups.discover(), config.cgroup_root).remove()
