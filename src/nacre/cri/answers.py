@@ -62,7 +62,8 @@ def container_item(record: ContainerRecord) -> Any:
     )
 
 
-def container_status(record: ContainerRecord) -> Any:
+def container_status(record: ContainerRecord, blocked: str = "") -> Any:
+    """`blocked`: why the log of a running container cannot be written."""
     config = cri.ContainerConfig.FromString(record.config)
     uid, gid, groups = record.user
     return cri.ContainerStatus(
@@ -76,8 +77,9 @@ def container_status(record: ContainerRecord) -> Any:
         image=config.image,
         image_ref=record.image,
         image_id=record.image,
-        reason=record.reason,
-        message=record.message,
+        reason=record.reason or ("LogBlocked" if blocked else ""),
+        message=record.message
+        or (f"write {record.log_path}: {blocked}; the container waits, no line is lost" if blocked else ""),
         labels=config.labels,
         annotations=config.annotations,
         mounts=config.mounts,

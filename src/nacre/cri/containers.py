@@ -13,9 +13,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nacre.cri import spec
-from nacre.cri.pods import Pods
+from nacre.cri.pods import Pods, busy_with, remove_bundle
 from nacre.cri.store import ContainerRecord, SandboxRecord
 from nacre.images import User
+from nacre.oci.crash import point
 from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus, encode, from_exception
 from nacre.wire import cri_pb2 as cri
 
@@ -28,6 +29,13 @@ class ExecTimeout(Failure):
 
 class OutputTooLarge(Failure):
     """An ExecSync command printed more than one answer holds."""
+
+
+class StillRunning(Failure):
+    """A container did not end for SIGKILL."""
+
+
+DIE_S = 60.0  # after SIGKILL; a kubelet gives StopContainer its grace and two minutes
 
 
 class Containers:
@@ -51,10 +59,11 @@ class Containers:
                 record = await self._make(identifier, sandbox, config, sandbox_config, undo)
                 await self._pods.store.put(record)
                 undo.pop_all()
-        except BaseException as error:
+        except Exception as error:
             failure = from_exception(what, error)
             self._pods.record(sandbox, "failure", what, encode(failure))
             raise failure from error
+        point("cri.create.kept")
         self._pods.record(
             sandbox,
             "cri",
@@ -71,23 +80,27 @@ class Containers:
         image = self._pods.images.get(config.image.image)
         if image is None:
             raise NotFound(what=f"use image {config.image.image}", cause="it is not on this node", remedy="pull it first")
+        stop_signal = _stop_signal(config, image)
+        signal_number(stop_signal)  # a name that means nothing is refused now, not when it is needed
         user = self._user(config, image)
         undo.callback(self._pods.images.release, identifier)
         if sandbox.handler == "kata":
             rootfs = await self._pods.images.vm_rootfs(image, identifier)
         else:
             rootfs = self._pods.images.rootfs(image, identifier)
-        document = spec.build(sandbox_config, config, image, self._around(sandbox, identifier, config, sandbox_config, user))
+        document = spec.build(sandbox_config, config, image, await self._around(sandbox, identifier, config, user))
         bundle = f"{self._pods.directory(sandbox.id)}/containers/{identifier}"
         os.makedirs(bundle)
-        undo.callback(_remove_bundle, bundle)
+        undo.callback(remove_bundle, bundle)
         with open(f"{bundle}/config.json", "w", encoding="utf-8") as file:
             json.dump(document, file, separators=(",", ":"))
         self._pods.record(sandbox, "oci", f"config.json of {config.metadata.name}", document)
-        log_path = os.path.join(sandbox_config.log_directory, config.log_path) if config.log_path else ""
+        log_path = os.path.join(sandbox_config.log_directory, config.log_path)
+        log_path = log_path if config.log_path and sandbox_config.log_directory else ""
         if log_path:
             os.makedirs(os.path.dirname(log_path), exist_ok=True)
-        await self._pods.connection(sandbox.id).ask(
+        connection = self._pods.connection(sandbox.id)
+        await connection.ask(
             "create",
             container=identifier,
             bundle=bundle,
@@ -96,6 +109,8 @@ class Containers:
             stdin=config.stdin,
             tty=config.tty,
         )
+        undo.push_async_callback(connection.ask, "delete", container=identifier)
+        point("cri.create.made")
         return ContainerRecord(
             id=identifier,
             sandbox=sandbox.id,
@@ -105,7 +120,7 @@ class Containers:
             image_reference=config.image.image,
             created_at=time.time_ns(),
             log_path=log_path,
-            stop_signal=_stop_signal(config, image),
+            stop_signal=stop_signal,
             user=(user.uid, user.gid, user.groups),
         )
 
@@ -115,11 +130,25 @@ class Containers:
         user: User = self._pods.images.resolve_user(image, asked or image.user)
         if security.HasField("run_as_group"):
             user = User(user.uid, security.run_as_group.value, user.groups)
+        if security.supplemental_groups_policy == cri.Strict:
+            user = User(user.uid, user.gid, ())
         return user
 
-    def _around(self, sandbox: SandboxRecord, identifier: str, config: Any, sandbox_config: Any, user: User) -> spec.Surroundings:
-        directory = self._pods.directory(sandbox.id)
+    async def _around(self, sandbox: SandboxRecord, identifier: str, config: Any, user: User) -> spec.Surroundings:
         options = config.linux.security_context.namespace_options
+        return spec.Surroundings(
+            sandbox_id=sandbox.id,
+            container_id=identifier,
+            directory=self._pods.directory(sandbox.id),
+            namespaces=await self._namespaces(sandbox, options),
+            cgroups_path=self._pods.cgroup_path(sandbox, identifier),
+            user=user,
+            host_ipc=options.ipc == cri.NODE,
+        )
+
+    async def _namespaces(self, sandbox: SandboxRecord, options: Any) -> dict[str, str]:
+        """OCI kind → path to join, "" for a new one; absent: the host's."""
+        directory = self._pods.directory(sandbox.id)
         namespaces: dict[str, str] = {}
         if options.network != cri.NODE:
             namespaces |= {"network": f"{directory}/ns/net", "uts": f"{directory}/ns/uts"}
@@ -128,21 +157,17 @@ class Containers:
         if options.pid == cri.POD:
             namespaces["pid"] = f"{directory}/ns/pid"
         elif options.pid == cri.TARGET:
-            namespaces["pid"] = f"/proc/{self._pid_of(options.target_id)}/ns/pid"
+            namespaces["pid"] = f"/proc/{await self._pid_of(options.target_id)}/ns/pid"
         elif options.pid == cri.CONTAINER:
             namespaces["pid"] = ""
-        return spec.Surroundings(
-            sandbox_id=sandbox.id,
-            container_id=identifier,
-            directory=directory,
-            namespaces=namespaces,
-            cgroups_path=self._pods.cgroup_path(sandbox, identifier),
-            user=user,
-            host_ipc=options.ipc == cri.NODE,
-        )
+        return namespaces
 
-    def _pid_of(self, container: str) -> int:
-        raise Invalid(what=f"join the processes of container {container[:12]}", cause="namespace mode TARGET is not offered yet")
+    async def _pid_of(self, container: str) -> int:
+        target = self._pods.store.container(container)
+        if target.state != "running":
+            raise WrongStatus(what=f"join the processes of container {target.name[0]}", cause=f"it is {target.state}")
+        state, _none = await self._pods.connection(target.sandbox).ask("state")
+        return int(state["containers"][target.id]["pid"])
 
     async def start(self, record: ContainerRecord) -> None:
         """The process runs when this returns. Raises Failure, then the container is exited with 128 and reason StartError."""
@@ -151,7 +176,7 @@ class Containers:
         sandbox = self._pods.store.sandbox(record.sandbox)
         began = time.monotonic_ns()
         try:
-            await self._pods.connection(record.sandbox).ask("start", container=record.id)
+            answer, _none = await self._pods.connection(record.sandbox).ask("start", container=record.id)
         except Failure as failure:
             self._pods.record(sandbox, "failure", failure.what, encode(failure))
             now = time.time_ns()
@@ -161,9 +186,10 @@ class Containers:
             await self._pods.store.put(failed)
             self._pods.ended(record.id).set()
             raise
+        point("cri.start.running")
         current = self._pods.store.containers[record.id]
         if not current.started_at:
-            await self._pods.store.put(replace(current, started_at=time.time_ns()))
+            await self._pods.store.change(current, started_at=answer["at_ns"])
         self._pods.record(sandbox, "cri", "StartContainer", {"container_id": record.id}, time.monotonic_ns() - began)
         self._pods.tell("started", self._pods.store.containers[record.id])
 
@@ -175,26 +201,34 @@ class Containers:
         connection = self._pods.connection(record.sandbox)
         ended = self._pods.ended(record.id)
         if current.started_at and grace_s > 0:
-            await connection.ask("kill", container=record.id, signal=_signal_number(current.stop_signal))
+            await connection.ask("kill", container=record.id, signal=signal_number(current.stop_signal))
             try:
                 await asyncio.wait_for(ended.wait(), grace_s)
                 return
             except TimeoutError:
                 pass  # the grace is over: what follows is the promise of StopContainer
         await connection.ask("kill", container=record.id, signal=int(signal.SIGKILL), everyone=True)
-        await ended.wait()
+        try:
+            await asyncio.wait_for(ended.wait(), DIE_S)
+        except TimeoutError:
+            raise StillRunning(
+                what=f"stop container {record.name[0]}",
+                cause=f"it has not ended {DIE_S:.0f} s after SIGKILL: a process of it hangs in the kernel",
+                evidence=busy_with(self._pods.directory(record.sandbox)),
+            ) from None
 
     async def remove(self, record: ContainerRecord) -> None:
         await self.stop(record, 0)
         connection = self._pods.connections.get(record.sandbox)
         if connection is not None and not connection.closed:
             await connection.ask("delete", container=record.id)
-        _remove_bundle(f"{self._pods.directory(record.sandbox)}/containers/{record.id}")
+        remove_bundle(f"{self._pods.directory(record.sandbox)}/containers/{record.id}")
         self._pods.images.release(record.id)
         current = self._pods.store.containers.get(record.id)
         if current is not None:
             await self._pods.store.remove(current)
             self._pods.tell("deleted", current)
+        self._pods.forget_container(record.id)
 
     async def exec_sync(self, record: ContainerRecord, command: list[str], timeout_s: int) -> tuple[bytes, bytes, int]:
         """(stdout, stderr, exit code); waits for whoever holds the output open. Raises ExecTimeout, OutputTooLarge."""
@@ -213,6 +247,9 @@ class Containers:
             except OutputTooLarge as failure:
                 await self.kill_exec(record, exec_id)
                 failure.what = what
+                raise
+            except asyncio.CancelledError:  # the caller has left: nobody wants the rest
+                await self.kill_exec(record, exec_id)
                 raise
             return bytes(capture.out.data), bytes(capture.err.data), code
 
@@ -342,26 +379,17 @@ def _stop_signal(config: Any, image: Any) -> str:
     return str((image.config.get("config") or {}).get("StopSignal") or "SIGTERM")
 
 
-def _signal_number(name: str) -> int:
-    """15 for "SIGTERM", "TERM" or "15"; SIGRTMINPLUS3 and the like as CRI spells them."""
-    if name.isdigit():
+def signal_number(name: str) -> int:
+    """15 for "SIGTERM", "TERM" or "15"; SIGRTMIN+3 and the like also as CRI spells them. Raises Invalid."""
+    if name.isdigit() and 0 < int(name) < signal.NSIG:
         return int(name)
     upper = name.upper() if name.upper().startswith("SIG") else "SIG" + name.upper()
     for base, sign in (("SIGRTMINPLUS", 1), ("SIGRTMIN+", 1), ("SIGRTMAXMINUS", -1), ("SIGRTMAX-", -1)):
-        if upper.startswith(base):
+        if upper.startswith(base) and upper[len(base) :].isdigit():
             return (34 if sign > 0 else 64) + sign * int(upper[len(base) :])
-    return int(getattr(signal, upper, signal.SIGTERM))
-
-
-def _remove_bundle(bundle: str) -> None:
-    """The bundle's own files; its rootfs must be unmounted, so a directory that is not empty is an error, not a victim."""
-    for name in ("config.json", "exit.json"):
-        try:
-            os.unlink(f"{bundle}/{name}")
-        except FileNotFoundError:
-            pass
-    for directory in (f"{bundle}/rootfs", bundle):
-        try:
-            os.rmdir(directory)
-        except FileNotFoundError:
-            pass
+    found = getattr(signal, upper, None)
+    if not isinstance(found, signal.Signals):
+        raise Invalid(
+            what=f"use {name} as stop signal", cause="there is no signal of that name", remedy="use SIGTERM or the like"
+        )
+    return int(found)

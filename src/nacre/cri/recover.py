@@ -8,14 +8,17 @@ was half made when the daemon died: its shim is told to take it away.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+from collections.abc import Coroutine
 from typing import Any
 
 from nacre.cri.pods import Pods
-from nacre.linux import mounts
-from nacre.linux.mounts import UnmountFlag
+from nacre.cri.shims import Connection
+from nacre.cri.store import SandboxRecord
 from nacre.oci.errors import Failure
+from nacre.wire import cri_pb2 as cri
 
 log = logging.getLogger("nacre.cri")
 
@@ -25,54 +28,62 @@ async def recover(pods: Pods) -> None:
     base = f"{pods.config.state}/pods"
     os.makedirs(base, mode=0o711, exist_ok=True)
     for record in list(pods.store.sandboxes.values()):
-        if record.ready:
-            await _take_up(pods, record)
+        await _guarded(record.id, pods.take_up(record) if record.ready else _finish_stop(pods, record))
     for name in os.listdir(base):
         if name not in pods.store.sandboxes:
-            await _take_away(pods, name)
+            await _guarded(name, _take_away(pods, name))
+    for container in set(pods.images.snapshots()) - set(pods.store.containers):
+        pods.images.release(container)
     await asyncio.to_thread(pods.network.collect, {record.id for record in pods.store.sandboxes.values() if record.ready})
 
 
-async def _take_up(pods: Pods, record: Any) -> None:
+async def _guarded(name: str, work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except (OSError, Failure) as error:
+        log.error("pod sandbox %s: %s", name[:12], error, exc_info=error)
+
+
+async def _finish_stop(pods: Pods, record: SandboxRecord) -> None:
+    """NOTREADY was written, then the daemon died: what StopPodSandbox had begun is ended."""
     try:
         connection = pods.reconnect(record.id)
-        state, _none = await connection.ask("state")
-    except (OSError, Failure) as error:
-        log.warning("pod %s/%s: its shim does not answer (%s); the pod is ended", record.name[1], record.name[0], error)
-        await pods.shim_died(record)
-        _unmount_below(pods.directory(record.id))
+    except OSError:  # the usual case: it was stopped whole
+        await pods.clear(record)
         return
-    for container in pods.store.containers_of(record.id):
-        held = state["containers"].get(container.id)
-        if held is not None and held["exit"]:
-            await pods.note_exit(container.id, held["exit"])
-    if state["lost"]:
-        from nacre.oci.errors import decode
-
-        await pods.note_lost(record.id, decode(state["lost"]))
-    for container_id in set(state["containers"]) - {one.id for one in pods.store.containers_of(record.id)}:
-        await connection.ask("kill", container=container_id, signal=9, everyone=True)
-        await connection.ask("delete", container=container_id)
-        pods.images.release(container_id)
+    await _end(pods, connection, record.id)
+    await pods.clear(record)
 
 
 async def _take_away(pods: Pods, name: str) -> None:
+    """Half made when the daemon died: its caller was told nothing, so nothing of it stays."""
     try:
-        connection = pods.reconnect(name)
-        state, _none = await connection.ask("state")
-        for container in state["containers"]:
-            await connection.ask("kill", container=container, signal=9, everyone=True)
-            await connection.ask("delete", container=container)
-        await connection.ask("destroy")
+        await _end(pods, pods.reconnect(name), name)
     except (OSError, Failure) as error:
-        log.warning("half-made pod %s: %s; its mounts are taken away", name[:12], error)
-    _unmount_below(pods.directory(name))
+        log.warning("half-made pod sandbox %s: %s; what is left of it is taken away", name[:12], error)
+    record = SandboxRecord(id=name, config=_config(pods.directory(name)), handler="runc", name=("", "", "", 0), created_at=0)
+    await pods.clear(record)
+    await asyncio.to_thread(pods.network.detach, name)
     pods.forget(name)
 
 
-def _unmount_below(directory: str) -> None:
-    """Whatever a dead shim left mounted there, deepest first."""
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        points = [line.split()[4] for line in file]
-    for point in sorted((point for point in points if point.startswith(directory + "/")), reverse=True):
-        mounts.umount2(point, UnmountFlag.DETACH)
+async def _end(pods: Pods, connection: Connection, sandbox: str) -> None:
+    state, _none = await connection.ask("state")
+    for container in state["containers"]:
+        await pods.discard(connection, pods.directory(sandbox), container)
+    pods.connections.pop(sandbox, None)
+    await connection.ask("destroy")
+    connection.close()
+
+
+def _config(directory: str) -> bytes:
+    """What a pod that no record has was asked to be, as far as its cgroup goes."""
+    try:
+        with open(f"{directory}/shim.json", "rb") as file:
+            parent = json.load(file)["sandbox"]["cgroups_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return b""
+    if parent.endswith("/" + os.path.basename(directory)):
+        return b""  # our own, as no caller named one
+    data: bytes = cri.PodSandboxConfig(linux=cri.LinuxPodSandboxConfig(cgroup_parent=parent)).SerializeToString()
+    return data

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from nacre import __version__
 from nacre.cri import answers, spec
 from nacre.cri.containers import Containers
-from nacre.cri.pods import Pods
+from nacre.cri.pods import Pods, background
 from nacre.cri.sandboxes import Sandboxes, handlers
 from nacre.cri.store import ContainerRecord, SandboxRecord
 from nacre.cri.streaming import Streaming
-from nacre.oci.errors import Failure, NotFound
+from nacre.oci.errors import Failure, NotFound, from_exception
 from nacre.wire import cri_pb2 as cri
 from nacre.wire.cri import abort
 
+log = logging.getLogger("nacre.cri")
 _EVENTS = {
     "created": cri.CONTAINER_CREATED_EVENT,
     "started": cri.CONTAINER_STARTED_EVENT,
@@ -30,7 +35,7 @@ Method = Callable[..., Awaitable[Any]]
 
 
 def answered(method: Method) -> Method:
-    """A Failure leaves as a gRPC status whose details are its sentence; anything else is ours to see in the log."""
+    """A Failure leaves as a gRPC status whose details are its sentence; anything else is in the log too, with its traceback."""
 
     @functools.wraps(method)
     async def call(self: Any, request: Any, context: Any) -> Any:
@@ -38,8 +43,43 @@ def answered(method: Method) -> Method:
             return await method(self, request)
         except Failure as failure:
             await abort(context, failure)
+        except Exception as error:
+            log.exception("%s", method.__name__)
+            await abort(context, from_exception(method.__name__, error))
 
     return call
+
+
+def finished(undo: str = "") -> Callable[[Method], Method]:
+    """For what changes a pod: it goes on to its end when its caller leaves, since a half-done act helps nobody.
+
+    `undo` names a method that then takes the answer back: nobody was told the id of what was made.
+    """
+
+    def decorate(method: Method) -> Method:
+        @functools.wraps(method)
+        async def call(self: Any, request: Any) -> Any:
+            work = asyncio.ensure_future(method(self, request))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                background(_abandoned(self, work, method.__name__, undo))
+                raise
+
+        return call
+
+    return decorate
+
+
+async def _abandoned(service: Any, work: asyncio.Future[Any], name: str, undo: str) -> None:
+    try:
+        answer = await work
+    except Failure as failure:
+        log.warning("%s, whose caller had left: %s", name, failure)
+        return
+    if undo:
+        log.info("%s is taken back: its caller had left", name)
+        await getattr(service, undo)(answer)
 
 
 class RuntimeService:
@@ -73,10 +113,12 @@ class RuntimeService:
         return cri.UpdateRuntimeConfigResponse()
 
     @answered
+    @finished(undo="_take_back_sandbox")
     async def RunPodSandbox(self, request: Any) -> Any:
         return cri.RunPodSandboxResponse(pod_sandbox_id=await self.sandboxes.run(request.config, request.runtime_handler))
 
     @answered
+    @finished()
     async def StopPodSandbox(self, request: Any) -> Any:
         record = self._maybe(self._store.sandbox, request.pod_sandbox_id)
         if record is not None:
@@ -84,6 +126,7 @@ class RuntimeService:
         return cri.StopPodSandboxResponse()
 
     @answered
+    @finished()
     async def RemovePodSandbox(self, request: Any) -> Any:
         record = self._maybe(self._store.sandbox, request.pod_sandbox_id)
         if record is not None:
@@ -93,8 +136,8 @@ class RuntimeService:
     @answered
     async def PodSandboxStatus(self, request: Any) -> Any:
         record = self._store.sandbox(request.pod_sandbox_id)
-        containers = [answers.container_status(one) for one in self._store.containers_of(record.id)]
-        info = {"info": _info(record)} if request.verbose else {}
+        containers = [self._container_status(one) for one in self._store.containers_of(record.id)]
+        info = await self._info(record, "") if request.verbose else {}
         return cri.PodSandboxStatusResponse(
             status=answers.sandbox_status(record), info=info, containers_statuses=containers, timestamp=time.time_ns()
         )
@@ -108,18 +151,20 @@ class RuntimeService:
             yield cri.StreamPodSandboxesResponse(pod_sandboxes=[item])
 
     @answered
+    @finished(undo="_take_back_container")
     async def CreateContainer(self, request: Any) -> Any:
         sandbox = self._store.sandbox(request.pod_sandbox_id)
-        return cri.CreateContainerResponse(
-            container_id=await self.containers.create(sandbox, request.config, request.sandbox_config)
-        )
+        given = request.sandbox_config if request.HasField("sandbox_config") else cri.PodSandboxConfig.FromString(sandbox.config)
+        return cri.CreateContainerResponse(container_id=await self.containers.create(sandbox, request.config, given))
 
     @answered
+    @finished()
     async def StartContainer(self, request: Any) -> Any:
         await self.containers.start(self._store.container(request.container_id))
         return cri.StartContainerResponse()
 
     @answered
+    @finished()
     async def StopContainer(self, request: Any) -> Any:
         record = self._maybe(self._store.container, request.container_id)
         if record is not None:
@@ -127,6 +172,7 @@ class RuntimeService:
         return cri.StopContainerResponse()
 
     @answered
+    @finished()
     async def RemoveContainer(self, request: Any) -> Any:
         record = self._maybe(self._store.container, request.container_id)
         if record is not None:
@@ -144,10 +190,11 @@ class RuntimeService:
     @answered
     async def ContainerStatus(self, request: Any) -> Any:
         record = self._store.container(request.container_id)
-        info = {"info": _info(record)} if request.verbose else {}
-        return cri.ContainerStatusResponse(status=answers.container_status(record), info=info)
+        info = await self._info(self._store.sandbox(record.sandbox), record.id) if request.verbose else {}
+        return cri.ContainerStatusResponse(status=self._container_status(record), info=info)
 
     @answered
+    @finished()
     async def UpdateContainerResources(self, request: Any) -> Any:
         record = self._store.container(request.container_id)
         await self._pods.connection(record.sandbox).ask("update", container=record.id, resources=spec.resources(request.linux))
@@ -183,7 +230,7 @@ class RuntimeService:
     @answered
     async def ListContainerStats(self, request: Any) -> Any:
         wanted = [record for record in self._containers(request.filter) if record.state == "running"]
-        return cri.ListContainerStatsResponse(stats=await asyncio.gather(*(self._stats(record) for record in wanted)))
+        return cri.ListContainerStatsResponse(stats=await _each(self._stats(record) for record in wanted))
 
     @answered
     async def PodSandboxStats(self, request: Any) -> Any:
@@ -192,7 +239,7 @@ class RuntimeService:
     @answered
     async def ListPodSandboxStats(self, request: Any) -> Any:
         wanted = [record for record in self._sandboxes(request.filter) if record.ready]
-        return cri.ListPodSandboxStatsResponse(stats=await asyncio.gather(*(self._sandbox_stats(record) for record in wanted)))
+        return cri.ListPodSandboxStatsResponse(stats=await _each(self._sandbox_stats(record) for record in wanted))
 
     async def GetContainerEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """Every change of a container from now on, until the caller hangs up."""
@@ -214,8 +261,18 @@ class RuntimeService:
             container_event_type=_EVENTS[event],
             created_at=time.time_ns(),
             pod_sandbox_status=answers.sandbox_status(sandbox) if sandbox else None,
-            containers_statuses=[answers.container_status(one) for one in self._store.containers_of(record.sandbox)],
+            containers_statuses=[self._container_status(one) for one in self._store.containers_of(record.sandbox)],
         )
+
+    def _container_status(self, record: ContainerRecord) -> Any:
+        return answers.container_status(record, self._pods.blocked.get(record.id, ""))
+
+    async def _take_back_sandbox(self, answer: Any) -> None:
+        record = self._store.sandbox(answer.pod_sandbox_id)
+        await self.sandboxes.remove(record, self.containers.stop, self.containers.remove)
+
+    async def _take_back_container(self, answer: Any) -> None:
+        await self.containers.remove(self._store.container(answer.container_id))
 
     async def _stats(self, record: ContainerRecord) -> Any:
         stats, _none = await self._pods.connection(record.sandbox).ask("stats", container=record.id)
@@ -223,9 +280,23 @@ class RuntimeService:
 
     async def _sandbox_stats(self, record: SandboxRecord) -> Any:
         running = [one for one in self._store.containers_of(record.id) if one.state == "running"]
-        containers = await asyncio.gather(*(self._stats(one) for one in running))
+        containers = await _each(self._stats(one) for one in running)
         stats, _none = await self._pods.connection(record.id).ask("stats", container="")
-        return answers.sandbox_stats(record, stats, list(containers), time.time_ns())
+        return answers.sandbox_stats(record, stats, containers, time.time_ns())
+
+    async def _info(self, record: SandboxRecord, container: str) -> dict[str, str]:
+        """What crictl inspect shows below the status: JSON under "info"."""
+        config: Any = cri.PodSandboxConfig.FromString(record.config)
+        document: dict[str, Any] = {"sandboxID": record.id, "pid": 0, "runtimeHandler": record.handler, "failure": record.failure}
+        connection = self._pods.connections.get(record.id)
+        if container:
+            config = cri.ContainerConfig.FromString(self._store.container(container).config)
+            document["runtimeSpec"] = self._pods.document(record.id, container)
+        if container and connection is not None and not connection.closed:
+            state, _none = await connection.ask("state")
+            document["pid"] = state["containers"].get(container, {}).get("pid", 0)
+        document["config"] = MessageToDict(config, preserving_proto_field_name=True)
+        return {"info": json.dumps(document)}
 
     def _sandbox_items(self, wanted: Any) -> list[Any]:
         return [answers.sandbox_item(record) for record in self._sandboxes(wanted)]
@@ -262,9 +333,10 @@ def _labelled(labels: Any, wanted: Any) -> bool:
     return all(labels.get(key) == value for key, value in wanted.label_selector.items())
 
 
-def _info(record: SandboxRecord | ContainerRecord) -> str:
-    import msgspec
-
-    return msgspec.json.encode(
-        {"id": record.id, "created_at": record.created_at, "sandbox": getattr(record, "sandbox", record.id)}
-    ).decode()
+async def _each(asked: Iterable[Awaitable[Any]]) -> list[Any]:
+    """All answers at once; a pod that cannot answer (it is ending, its shim died) is left out and does not keep the others."""
+    answered_or_not = await asyncio.gather(*asked, return_exceptions=True)
+    for one in answered_or_not:
+        if isinstance(one, BaseException) and not isinstance(one, Failure):
+            raise one
+    return [one for one in answered_or_not if not isinstance(one, BaseException)]

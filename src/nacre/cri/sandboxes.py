@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
 from nacre.cri import spec
-from nacre.cri.pods import Pods
+from nacre.cri.pods import Pods, runtime_root
 from nacre.cri.store import SandboxRecord
 from nacre.network import PodNetwork, PortMapping, resolv_conf
+from nacre.oci.crash import point
 from nacre.oci.errors import Failure, Invalid, Unsupported, encode, from_exception
 from nacre.shim.handler import Sandbox
 from nacre.wire import cri_pb2 as cri
@@ -50,12 +52,14 @@ class Sandboxes:
             async with AsyncExitStack() as undo:
                 undo.callback(self._pods.store.release, name)
                 record = await self._make(record, config, undo)
+                point("cri.run.made")
                 await self._pods.store.put(record)
                 undo.pop_all()
-        except BaseException as error:
+        except Exception as error:
             failure = from_exception(what, error)
             self._pods.record(record, "failure", what, encode(failure))
             raise failure from error
+        point("cri.run.kept")
         self._pods.record(
             record,
             "cri",
@@ -81,11 +85,15 @@ class Sandboxes:
         os.makedirs(directory, mode=0o711)
         undo.callback(self._pods.forget, record.id)
         sandbox = self._sandbox(record, config)
-        _furnish(directory, config, self._pods)
+        spec.check_sysctls(sandbox.sysctls, sandbox.namespaces)
+        _furnish(directory, config, sandbox)
         shim = await self._pods.spawn(record.id, record.handler)
+        undo.push_async_callback(self._pods.remove_own_cgroup, record)
         undo.push_async_callback(_destroy, shim)
+        point("cri.run.spawned")
         await shim.ask("create_sandbox", sandbox=asdict(sandbox))
         if "network" not in sandbox.namespaces:
+            shutil.copy("/etc/hosts", f"{directory}/hosts")
             return record
         pod = PodNetwork(
             sandbox_id=record.id,
@@ -106,6 +114,8 @@ class Sandboxes:
         )
         undo.push_async_callback(asyncio.to_thread, self._pods.network.detach, record.id)
         attachment = await asyncio.to_thread(self._pods.network.attach, pod, f"{directory}/ns/net")
+        point("cri.run.attached")
+        _write_hosts(directory, config, attachment.addresses)
         await shim.ask("network_ready", attachment=asdict(attachment))
         return replace(record, attachment=asdict(attachment))
 
@@ -123,7 +133,7 @@ class Sandboxes:
             pod_uid=record.name[2],
             directory=self._pods.directory(record.id),
             hostname=config.hostname,
-            cgroups_path=config.linux.cgroup_parent or f"{self._pods.config.cgroup_root}/pods/{record.id}",
+            cgroups_path=self._pods.cgroup_path(record),
             namespaces=namespaces,
             sysctls=dict(config.linux.sysctls),
             resources=spec.resources(config.linux.resources),
@@ -141,16 +151,19 @@ class Sandboxes:
             if current is None:
                 return
             await asyncio.gather(*(stop_container(container, 0) for container in self._pods.store.containers_of(record.id)))
+            if current.ready:
+                await self._pods.store.change(current, ready=False)
             for container in self._pods.store.containers_of(record.id):
                 await self._ask(record.id, "delete", container=container.id)
             if current.attachment:
                 await asyncio.to_thread(self._pods.network.detach, record.id)
-            if current.ready:
-                await self._pods.store.change(current, ready=False)
-            connection = self._pods.connections.pop(record.id, None)
+            connection = self._pods.connections.get(record.id)
             if connection is not None and not connection.closed:
+                point("cri.stop.before_destroy")
+                del self._pods.connections[record.id]  # its hanging up is no death
                 await _destroy(connection)
                 connection.close()
+            await self._pods.remove_own_cgroup(current)
 
     async def remove(self, record: SandboxRecord, stop_container: Any, remove_container: Any) -> None:
         await self.stop(record, stop_container)
@@ -181,7 +194,7 @@ def settings(pods: Pods, handler: str) -> dict[str, Any]:
     config = pods.config
     known = config.handlers.get(handler)
     return {
-        "runc_root": (known.root if known else "") or f"{config.state}/{handler}",
+        "runc_root": runtime_root(config, handler),
         "binary": known.binary if known else "",
         "kata": asdict(config.kata),
         "data": config.data,
@@ -198,15 +211,21 @@ async def _destroy(shim: Any) -> None:
             raise
 
 
-def _furnish(directory: str, config: Any, pods: Pods) -> None:
+def _furnish(directory: str, config: Any, sandbox: Sandbox) -> None:
     """The files that every container of the pod gets unless its kubelet brings its own."""
-    files = {
-        "resolv.conf": "\n".join(_resolv_lines(config, pods)) + "\n",
-        "hostname": (config.hostname or os.uname().nodename) + "\n",
-    }
-    for name, text in files.items():
-        with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
-            file.write(text)
+    _write(f"{directory}/resolv.conf", "\n".join(sandbox.dns) + "\n")
+    _write(f"{directory}/hostname", (config.hostname or os.uname().nodename) + "\n")
+
+
+def _write_hosts(directory: str, config: Any, addresses: list[str]) -> None:
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    lines += [f"{address.partition('/')[0]}\t{config.hostname}" for address in addresses if config.hostname]
+    _write(f"{directory}/hosts", "\n".join(lines) + "\n")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _resolv_lines(config: Any, pods: Pods) -> list[str]:

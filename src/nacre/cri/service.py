@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -71,7 +72,7 @@ class Service:
         pods = Pods(config, self._store, self._zygote, network, images)
         streaming = Streaming()
         await streaming.start()
-        self._parts += [_Closing(images.close), streaming]
+        self._parts += [_Closing(images.close), _Closing(functools.partial(asyncio.to_thread, network.close)), streaming]
         await recover(pods)
         self.runtime = RuntimeService(pods, streaming)
         streaming.containers = self.runtime.containers

@@ -13,10 +13,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from nacre.oci.errors import Failure, decode
+from nacre.linux import memfd
+from nacre.linux.libc import owned
+from nacre.oci.errors import Failure, Invalid, decode
 from nacre.shim import messages
 from nacre.shim.zygote import CHANNEL
 
@@ -28,11 +31,27 @@ class ShimDied(Failure):
     """A pod's shim, or the zygote, closed its socket with a request under way."""
 
 
+class ShimSlow(Failure):
+    """A pod's shim did not answer within our own deadline, which ends before the kubelet's (120 s; 240 s for a sandbox)."""
+
+
+DEADLINE_S = 100.0
+DEADLINES_S = {"create_sandbox": 200.0, "warm": 600.0}
+
+
 class Connection:
     """One socket, many requests at once. Owns it."""
 
-    def __init__(self, sock: socket.socket, who: str, on_event: Event, on_close: Callable[[], None]) -> None:
-        self._socket, self._who = sock, who
+    def __init__(
+        self,
+        sock: socket.socket,
+        who: str,
+        on_event: Event,
+        on_close: Callable[[], None],
+        evidence: Callable[[], tuple[str, ...]] = tuple,
+    ) -> None:
+        """`evidence` is asked what the other end is doing when it does not answer in time."""
+        self._socket, self._who, self._evidence = sock, who, evidence
         self._on_event, self._on_close = on_event, on_close
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
@@ -42,20 +61,42 @@ class Connection:
         self._loop.add_reader(sock.fileno(), self._readable)
 
     async def ask(self, op: str, descriptors: Sequence[int] = (), **request: Any) -> tuple[dict[str, Any], list[int]]:
-        """(result, descriptors that came with it, the caller's). Raises the Failure that was answered, ShimDied."""
+        """(result, descriptors that came with it, the caller's). Raises the Failure that was answered, ShimDied, ShimSlow."""
         if self.closed:
             raise self._died(op)
         number = next(self._numbers)
         future: asyncio.Future[tuple[dict[str, Any], list[int]]] = self._loop.create_future()
         self._waiting[number] = future
         try:
-            messages.send(self._socket, {"id": number, "op": op} | request, descriptors)
-            return await future
+            await self._send({"id": number, "op": op} | request, descriptors)
+            async with asyncio.timeout(DEADLINES_S.get(op, DEADLINE_S)):
+                return await future
         except (BrokenPipeError, ConnectionResetError):
             self.close()
             raise self._died(op) from None
+        except ValueError as error:
+            raise Invalid(what=f"ask {self._who} to {op.replace('_', ' ')}", cause=str(error)) from error
+        except TimeoutError:
+            cause = f"it has not answered for {DEADLINES_S.get(op, DEADLINE_S):.0f} s"
+            raise ShimSlow(what=f"ask {self._who} to {op.replace('_', ' ')}", cause=cause, evidence=self._evidence()) from None
         finally:
             self._waiting.pop(number, None)
+
+    async def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
+        """Now, or as soon as the other end has read what lies before it."""
+        while True:
+            try:
+                messages.send(self._socket, message, descriptors)
+                return
+            except BlockingIOError:
+                room = asyncio.Event()
+                self._loop.add_writer(self._socket.fileno(), room.set)
+                try:
+                    async with asyncio.timeout(DEADLINE_S):
+                        await room.wait()
+                finally:
+                    if not self.closed:
+                        self._loop.remove_writer(self._socket.fileno())
 
     def close(self) -> None:
         if self.closed:
@@ -101,18 +142,28 @@ class Zygote:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._adopted: dict[str, int] = {}
+        self._starting = asyncio.Lock()
 
     def execute(self) -> socket.socket:
-        """Start the process; to be called while this process has one thread. Answers our end of its channel."""
+        """Start the process, first while this process has one thread. Answers our end of its channel.
+
+        It runs from a sealed copy of the interpreter: what a container might reach through /proc/PID/exe of one of its forks can
+        neither be changed nor is it the host's file (CVE-2019-5736).
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            os.set_inheritable(theirs.fileno(), True)
+        python = os.path.realpath(sys.executable)
+        with theirs, _sealed(python) as binary:
+            given = theirs.fileno()
             program = (
-                f"import os, sys; os.dup2({theirs.fileno()}, {CHANNEL}) if {theirs.fileno()} != {CHANNEL} else None; "
+                f"import os, sys; os.dup2({given}, {CHANNEL}); os.closerange({CHANNEL + 1}, {max(given, binary) + 1}); "
                 f"sys.path[:] = {sys.path!r}; from nacre.shim import zygote; zygote.main()"
             )
-            command = [os.path.realpath(sys.executable), "-I", "-S", "-c", program, "nacre-zygote"]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), close_fds=True)
+            command = [python, "-I", "-S", "-c", program, "nacre-zygote"]
+            if self._process is not None:
+                self._process.wait()  # a former zygote: its channel is closed, so it ends
+            self._process = subprocess.Popen(
+                command, executable=f"/proc/self/fd/{binary}", stdin=subprocess.DEVNULL, pass_fds=(given, binary)
+            )
         return ours
 
     async def start(self, channel: socket.socket | None = None) -> None:
@@ -122,7 +173,13 @@ class Zygote:
             if message["event"] == "ready" and not ready.done():
                 ready.set_result(None)
 
-        self._connection = Connection(channel or self.execute(), "the zygote", event, lambda: None)
+        def closed() -> None:
+            if not ready.done():
+                ready.set_exception(
+                    ShimDied(what="start the zygote", cause="it ended before it was ready", remedy="nacre logs node")
+                )
+
+        self._connection = Connection(channel or self.execute(), "the zygote", event, closed)
         await ready
         for name, fd in self._adopted.items():
             await self._connection.ask("adopt", [fd], name=name)
@@ -133,15 +190,30 @@ class Zygote:
         if self._connection:
             await self._connection.ask("adopt", [fd], name=name)
 
-    async def spawn(self, directory: str, handler: str, on_event: Event, on_close: Callable[[], None]) -> Connection:
+    async def spawn(
+        self,
+        directory: str,
+        handler: str,
+        on_event: Event,
+        on_close: Callable[[], None],
+        evidence: Callable[[], tuple[str, ...]] = tuple,
+    ) -> Connection:
         """A new shim for the pod at `directory`, connected."""
-        if self._connection is None or self._connection.closed:
-            await self.start()
-        assert self._connection is not None
         path = f"{directory}/shim.sock"
         with listening(path) as listener:
-            await self._connection.ask("spawn", [listener.fileno()], directory=directory, handler=handler)
-        return connect(path, on_event, on_close)
+            try:
+                await self._ask_to_spawn(listener, directory, handler)
+            except ShimDied:  # it was killed while we asked: no shim has the socket yet
+                await self._ask_to_spawn(listener, directory, handler)
+        return connect(path, on_event, on_close, evidence)
+
+    async def _ask_to_spawn(self, listener: socket.socket, directory: str, handler: str) -> None:
+        async with self._starting:
+            if self._connection is None or self._connection.closed:
+                log.warning("the zygote is gone, a new one is started; pods are not touched by that")
+                await self.start()
+        assert self._connection is not None
+        await self._connection.ask("spawn", [listener.fileno()], directory=directory, handler=handler)
 
     async def stop(self) -> None:
         if self._connection is not None:
@@ -150,10 +222,17 @@ class Zygote:
             await asyncio.to_thread(self._process.wait)
 
 
+@contextmanager
+def _sealed(path: str) -> Iterator[int]:
+    with owned(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as source, owned(memfd.sealed("python3", source)) as copy:
+        yield copy
+
+
 def listening(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
-        listener.bind(_short(path))
+        with _short(path) as name:
+            listener.bind(name)
         os.chmod(path, 0o600)
         listener.listen(8)
     except BaseException:
@@ -162,24 +241,27 @@ def listening(path: str) -> socket.socket:
     return listener
 
 
-def connect(path: str, on_event: Event, on_close: Callable[[], None]) -> Connection:
+def connect(
+    path: str, on_event: Event, on_close: Callable[[], None], evidence: Callable[[], tuple[str, ...]] = tuple
+) -> Connection:
     """To a shim that listens. Raises OSError when none does."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
-        sock.connect(_short(path))
+        with _short(path) as name:
+            sock.connect(name)
     except BaseException:
         sock.close()
         raise
-    return Connection(sock, f"the shim at {path}", on_event, on_close)
+    return Connection(
+        sock, f"the shim of pod sandbox {os.path.basename(os.path.dirname(path))[:12]}", on_event, on_close, evidence
+    )
 
 
-def _short(path: str) -> str:
+@contextmanager
+def _short(path: str) -> Iterator[str]:
     """The same socket by a path within sun_path's 107 bytes, however long the prefix is."""
     if len(path.encode()) < 108:
-        return path
-    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    _held.append(directory)
-    return f"/proc/self/fd/{directory}/{os.path.basename(path)}"
-
-
-_held: list[int] = []
+        yield path
+        return
+    with owned(os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
+        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"

@@ -75,7 +75,7 @@ def build(sandbox: Any, container: Any, image: Image, around: Surroundings) -> d
     return {
         "ociVersion": "1.2.0",
         "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
-        "hostname": sandbox.hostname,
+        **({"hostname": sandbox.hostname} if sandbox.hostname and "uts" in around.namespaces else {}),  # else it is the host's
         "process": _process(container, image, around.user, capabilities),
         "mounts": _mounts(container, around, privileged=privileged),
         "linux": linux,
@@ -158,6 +158,9 @@ def _process(container: Any, image: Image, user: User, capabilities: tuple[str, 
         "noNewPrivileges": security.no_new_privs,
         "oomScoreAdj": container.linux.resources.oom_score_adj,
     }
+    profile = _apparmor(security)
+    if profile:
+        process["apparmorProfile"] = profile
     if user.uid and not ambient:  # an unprivileged user's execve would lose them anyway: say so in the document
         process["capabilities"] |= {"effective": [], "permitted": []}
     return process
@@ -293,6 +296,23 @@ def _seccomp(security: Any, capabilities: tuple[str, ...]) -> dict[str, Any] | N
     return dict(seccomp_default.profile(capabilities))
 
 
+def _apparmor(security: Any) -> str:
+    """A profile that the pod names; nacre brings none of its own, so RuntimeDefault is no confinement by AppArmor."""
+    profile = security.apparmor
+    named = ""
+    if security.HasField("apparmor"):
+        named = profile.localhost_ref if profile.profile_type == cri.SecurityProfile.Localhost else ""
+    elif security.apparmor_profile.startswith("localhost/"):  # before 1.30
+        named = security.apparmor_profile.removeprefix("localhost/")
+    if named and not os.path.isdir("/sys/kernel/security/apparmor"):
+        raise Unsupported(
+            what=f"confine the container by AppArmor profile {named}",
+            cause="/sys/kernel/security/apparmor is not there: this kernel runs without AppArmor",
+            remedy="take the profile out of the pod, or boot with apparmor=1 security=apparmor",
+        )
+    return named if not security.privileged else ""
+
+
 def _localhost_profile(path: str) -> dict[str, Any]:
     import msgspec
 
@@ -320,6 +340,19 @@ def _annotations(sandbox: Any, container: Any, around: Surroundings) -> dict[str
         "io.kubernetes.cri.sandbox-uid": sandbox.metadata.uid,
     }
     return dict(container.annotations) | named
+
+
+_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+
+
+def check_sysctls(sysctls: Any, namespaces: Any) -> None:
+    """Only what belongs to a namespace of the pod's own: anything else would be the host's. Raises Invalid."""
+    for key in sysctls:
+        dotted = key.replace("/", ".")
+        kind = "network" if dotted.startswith("net.") else "ipc" if dotted.startswith(_IPC_SYSCTLS) else ""
+        if ".." in key or not kind or kind not in namespaces:
+            cause = f"it is not in the pod's {kind} namespace, which is the host's" if kind else "it is the whole host's"
+            raise Invalid(what=f"set sysctl {key}", cause=cause, remedy="take it out of the pod's securityContext")
 
 
 def _capability(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from nacre.oci.errors import AlreadyExists, Invalid, NotFound
+from nacre.oci.errors import AlreadyExists, Failure, Invalid, NotFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,10 @@ class ContainerRecord:
     @property
     def state(self) -> str:
         return "exited" if self.finished_at else "running" if self.started_at else "created"
+
+
+class StoreFailed(Failure):
+    """What a client is to be told could not be kept."""
 
 
 Record = SandboxRecord | ContainerRecord
@@ -109,9 +113,15 @@ class Store:
 
     async def put(self, record: Record) -> None:
         """Returns when `record` is committed. Memory has it at once, so later calls of this loop see it."""
-        self._table(record)[record.id] = record
+        table, former = self._table(record), self._table(record).get(record.id)
+        table[record.id] = record
         data = msgspec.json.encode(asdict(record))
-        await self._submit("INSERT OR REPLACE INTO object VALUES (?, ?, ?)", (_kind(record), record.id, data))
+        try:
+            await self._submit("INSERT OR REPLACE INTO object VALUES (?, ?, ?)", (_kind(record), record.id, data))
+        except StoreFailed:
+            if former is None:
+                table.pop(record.id, None)  # a new one was not told to anybody; of a known one memory has the truth
+            raise
 
     async def change(self, record: Record, **facts: Any) -> None:
         await self.put(replace(record, **facts))
@@ -141,7 +151,14 @@ class Store:
     async def _submit(self, statement: str, values: tuple[Any, ...]) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
         self._work.put((statement, values, future))
-        await future
+        try:
+            await future
+        except sqlite3.Error as error:
+            raise StoreFailed(
+                what=f"keep the state of {values[0]} {values[1][:12]} in {self._path}",
+                cause=str(error),
+                remedy="free space on that file system" if "full" in str(error) else "",
+            ) from error
 
     def _write(self) -> None:
         database = sqlite3.connect(self._path, isolation_level=None)

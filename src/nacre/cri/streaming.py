@@ -206,7 +206,10 @@ class Session:
                 return
             if not data:
                 return
-            await self.socket.send_bytes(bytes([channel]) + data)
+            try:
+                await self.socket.send_bytes(bytes([channel]) + data)
+            except ConnectionError:  # the client left; `serve` ends too, and what it was given with it
+                return
 
     async def _feed(self, data: bytes) -> None:
         view = memoryview(data)

@@ -1,10 +1,17 @@
-"""A shim's event loop: descriptors, children, nothing else. One thread, one epoll, no inotify, no timers of its own."""
+"""A shim's event loop: descriptors, children, and one kind of timer. One thread, one epoll, no inotify.
+
+A callback that raises is written down with its traceback and the loop goes on: one stream's trouble must not take the pod.
+"""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import selectors
 import signal
+import sys
+import time
 from collections.abc import Callable
 
 Callback = Callable[[], None]
@@ -16,6 +23,8 @@ class Loop:
     def __init__(self, on_child: Callable[[int, int], None]) -> None:
         self._selector = selectors.EpollSelector()
         self._on_child = on_child
+        self._timers: list[tuple[float, int, Callback]] = []
+        self._numbers = itertools.count()
         self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -34,13 +43,20 @@ class Loop:
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
+    def later(self, delay_s: float, callback: Callback) -> None:
+        """Call back once, no sooner than in `delay_s` seconds."""
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), callback))
+
     def run(self) -> None:
         """Until `end`."""
         self._reap()
         while not self._ending:
-            for key, _events in self._selector.select():
+            timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for key, _events in self._selector.select(timeout):
                 if key.fd in self._selector.get_map():  # a callback before this one may have let it go
-                    key.data()
+                    _guarded(key.data)
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                _guarded(heapq.heappop(self._timers)[2])
 
     def end(self) -> None:
         self._ending = True
@@ -61,4 +77,12 @@ class Loop:
                 return
             if pid == 0:
                 return
-            self._on_child(pid, status)
+            _guarded(lambda pid=pid, status=status: self._on_child(pid, status))  # type: ignore[misc]  # defaults bind the loop's values
+
+
+def _guarded(callback: Callback) -> None:
+    try:
+        callback()
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # into shim.log
+        sys.stderr.flush()

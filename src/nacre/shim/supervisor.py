@@ -9,34 +9,25 @@ A kill of the shim leaves these; the daemon then kills the pod's cgroup and repo
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
-import struct
-import termios
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from nacre.linux import process
 from nacre.oci.errors import NotFound, encode, from_exception
+from nacre.oci.handler import Exit, Handler, Rootfs, Sandbox, Stdio
 from nacre.shim import messages
-from nacre.shim.handler import Exit, Rootfs, Sandbox, Stdio
+from nacre.shim.foreign_handler import ForeignHandler
+from nacre.shim.held import Held
 from nacre.shim.loop import Loop
-from nacre.shim.streams import Log, Stream
-
-
-@dataclass(slots=True)
-class Held:
-    """One container, as its shim holds it."""
-
-    log: Log
-    tty: bool
-    started: bool = False
-    streams: list[Stream] = field(default_factory=list)
-    stdin: int = -1  # the write end of its standard input, or the console
-    end: Exit | None = None
+from nacre.shim.runc_handler import RuncHandler
 
 
 class Supervisor:
@@ -78,10 +69,12 @@ class Supervisor:
         if exit.exec_id or held is None:
             self._tell({"event": "exec_exited", **asdict(exit)})
             return
-        for stream in list(held.streams):
-            stream.drain()
+        held.drain()
         held.end = exit
-        _write(f"{self.directory}/containers/{exit.container}/exit.json", asdict(exit))
+        try:
+            _write(f"{self.directory}/containers/{exit.container}/exit.json", asdict(exit))
+        except OSError as error:  # told all the same: only a kill of shim and daemon together could lose it now
+            print(f"exit.json of {exit.container}: {error}", file=sys.stderr, flush=True)
         self._tell({"event": "exited", **asdict(exit)})
 
     # serving
@@ -96,6 +89,7 @@ class Supervisor:
 
     def _accept(self) -> None:
         client, _address = self._listener.accept()
+        client.setblocking(False)
         self._clients[client.fileno()] = client
         self.loop.watch(client.fileno(), lambda: self._request(client))
 
@@ -119,19 +113,23 @@ class Supervisor:
             answer = {"id": request["id"], "result": result or {}}
         except Exception as error:  # the request failed, not the shim
             answer = {"id": request.get("id"), "failure": encode(from_exception(f"{request.get('op')}", error))}
-        try:
-            messages.send(client, answer, given)
-        except OSError:
-            self._drop(client)
         finally:
-            messages.close(given)
+            messages.close(descriptors)  # what an operation keeps it takes out of the list
+        self._say(client, answer, given)
+        messages.close(given)
 
     def _tell(self, event: dict[str, Any]) -> None:
         for client in list(self._clients.values()):
-            try:
-                messages.send(client, event)
-            except OSError:
-                self._drop(client)
+            self._say(client, event)
+
+    def _say(self, client: socket.socket, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        """A daemon that reads no more is hung up on, never waited for: it connects again and asks for the state."""
+        try:
+            messages.send(client, message, descriptors or ())
+        except OSError:
+            self._drop(client)
+        except ValueError as error:  # longer than a record may be
+            messages.send(client, {"id": message.get("id"), "failure": encode(from_exception("answer", error))})
 
     # requests
 
@@ -150,31 +148,24 @@ class Supervisor:
     def do_create(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
         """container, bundle, rootfs, log_path, stdin, tty."""
         container, tty = request["container"], bool(request["tty"])
-        held = Held(log=Log(request["log_path"]), tty=tty)
         rootfs = Rootfs(**request["rootfs"] | {"lower": tuple(request["rootfs"]["lower"])})
-        ours, stdio = _pipes(stdin=bool(request["stdin"])) if not tty else ((-1, -1, -1), Stdio(tty=True))
-        try:
+        with ExitStack() as undo:
+            tell = partial(self._log_blocked, container)
+            held = Held(self.loop, request["log_path"], tell, tty=tty)
+            undo.callback(held.close)
+            stdio = Stdio(tty=True) if tty else held.pipes(stdin=bool(request["stdin"]))
             console = self._handler.create(container, request["bundle"], rootfs, stdio)
-        except BaseException:
-            messages.close([fd for fd in ours if fd >= 0])
-            held.log.close()
-            raise
-        self._containers[container] = held
-        if console is not None:
-            held.streams.append(Stream(self.loop, console, "stdout", held.log, held.streams.remove))
-            held.stdin = os.dup(console)
-        if not tty:
-            held.stdin = ours[0]
-            held.streams += [
-                Stream(self.loop, fd, name, held.log, held.streams.remove)
-                for fd, name in zip(ours[1:], ("stdout", "stderr"), strict=True)
-            ]
+            undo.callback(self._handler.delete, container)
+            if console is not None:
+                held.console(console)
+            self._containers[container] = held
+            undo.pop_all()
 
     def do_start(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> dict[str, Any]:
         held = self._held(request["container"])
-        pid = self._handler.start(request["container"])
-        held.started = True
-        return {"pid": pid}
+        held.pid = self._handler.start(request["container"])
+        held.started_ns = time.time_ns()
+        return {"pid": held.pid, "at_ns": held.started_ns}
 
     def do_kill(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
         if self._held(request["container"]).end is None:
@@ -184,6 +175,7 @@ class Supervisor:
         """container, exec_id, process, streams: the names (stdin, stdout, stderr) of the descriptors that came along."""
         self._held(request["container"])
         stdio = Stdio(**dict(zip(request["streams"], fds, strict=True)), tty=bool(request["process"].get("terminal")))
+        fds.clear()  # the handler's now
         console = self._handler.execute(request["container"], request["exec_id"], request["process"], stdio)
         if console is not None:
             given.append(console)
@@ -194,21 +186,20 @@ class Supervisor:
     def do_attach(self, request: dict[str, Any], fds: list[int], _given: list[int]) -> None:
         """container, streams: as for execute; output from now on goes to them too, input comes from stdin until it ends."""
         held = self._held(request["container"])
-        for name, fd in zip(request["streams"], fds, strict=True):
-            if name == "stdin":
-                self._feed(held, fd, once=bool(request.get("stdin_once")))
-                continue
-            for stream in held.streams:
-                if stream.name == name:
-                    stream.attached.append(os.dup(fd))
-            os.close(fd)
+        for name in request["streams"]:
+            fd = fds.pop(0)
+            streams = [stream for stream in held.streams if stream.name == name]
+            if name == "stdin" and held.input is not None and held.input.fd >= 0:
+                held.input.feed(fd, last=bool(request.get("stdin_once")) and not held.tty)
+            elif streams:
+                streams[0].attach(fd)
+            else:
+                os.close(fd)
 
     def do_resize(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
-        held, width, height = self._held(request["container"]), request["width"], request["height"]
-        if not request.get("exec_id") and held.stdin >= 0 and os.isatty(held.stdin):
-            fcntl.ioctl(held.stdin, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-        else:
-            self._handler.resize(request["container"], request.get("exec_id", ""), width, height)
+        exec_id, width, height = request.get("exec_id", ""), request["width"], request["height"]
+        if exec_id or not self._held(request["container"]).resize(width, height):
+            self._handler.resize(request["container"], exec_id, width, height)
 
     def do_reopen_log(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
         held = self._held(request["container"])
@@ -225,22 +216,21 @@ class Supervisor:
 
     def do_state(self, _request: dict[str, Any], _fds: list[int], _given: list[int]) -> dict[str, Any]:
         containers = {
-            name: {"started": held.started, "exit": asdict(held.end) if held.end else None, "blocked": held.log.blocked}
+            name: {
+                "pid": held.pid,
+                "started_ns": held.started_ns,
+                "exit": asdict(held.end) if held.end else None,
+                "blocked": held.log.blocked,
+            }
             for name, held in self._containers.items()
         }
         return {"containers": containers, "lost": self._lost}
 
     def do_delete(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
-        held = self._containers.get(request["container"])
         self._handler.delete(request["container"])
+        held = self._containers.pop(request["container"], None)
         if held is not None:
-            for stream in list(held.streams):
-                stream.drain()
-                stream.close()
-            if held.stdin >= 0:
-                os.close(held.stdin)
-            held.log.close()
-            del self._containers[request["container"]]
+            held.close()
 
     def do_destroy(self, _request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
         """The sandbox off the host; the shim ends once its caller has hung up."""
@@ -255,32 +245,13 @@ class Supervisor:
         except KeyError:
             raise NotFound(what=f"find container {container[:12]}", cause="its shim does not hold it") from None
 
+    def _log_blocked(self, container: str, why: str) -> None:
+        self._tell({"event": "log_blocked", "container": container, "why": why})
+
     def _child_ended(self, pid: int, status: int) -> None:
         callback = self._children.pop(pid, None)
         if callback is not None:
             callback(status)
-
-    def _feed(self, held: Held, source: int, *, once: bool) -> None:
-        """Pass `source` on to the container's input until it ends; with `once` that ends the input too."""
-        os.set_blocking(source, False)
-
-        def readable() -> None:
-            try:
-                data = os.read(source, 65536)
-            except BlockingIOError:
-                return
-            if data and held.stdin >= 0:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(held.stdin, view) :]
-                return
-            self.loop.unwatch(source)
-            os.close(source)
-            if once and not held.tty and held.stdin >= 0:
-                os.close(held.stdin)
-                held.stdin = -1
-
-        self.loop.watch(source, readable)
 
     def _remember(self) -> None:
         own = process.status(os.getpid())
@@ -299,21 +270,13 @@ def main(directory: str, handler: str, listener: socket.socket, inherited: dict[
     Supervisor(directory, handler, listener, inherited).serve()
 
 
-def _make(name: str, host: Supervisor) -> Any:
+def _make(name: str, host: Supervisor) -> Handler:
     if name == "kata":
         from nacre.kata.handler import KataHandler
 
-        return KataHandler(host)
-    from nacre.shim.runc_handler import RuncHandler
-
-    return RuncHandler(host)
-
-
-def _pipes(*, stdin: bool) -> tuple[tuple[int, int, int], Stdio]:
-    """((write end of stdin or -1, read ends of stdout and stderr), the other ends)."""
-    out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-    feed = os.pipe2(os.O_CLOEXEC) if stdin else (-1, -1)
-    return (feed[1], out[0], err[0]), Stdio(stdin=feed[0] if stdin else None, stdout=out[1], stderr=err[1])
+        made: Handler = KataHandler(host)
+        return made
+    return ForeignHandler(host) if name == "foreign" else RuncHandler(host)
 
 
 def _write(path: str, document: dict[str, Any]) -> None:
