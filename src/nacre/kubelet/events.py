@@ -38,9 +38,7 @@ class Events:
             self._queue.put_nowait(None)
             await self._task
 
-    def pod(
-        self, pod: Mapping[str, Any], reason: str, message: str, *, container: str = "", init: bool = False, warning: bool = False
-    ) -> None:
+    def pod(self, pod: Mapping[str, Any], reason: str, message: str, *, container: str = "", warning: bool = False) -> None:
         metadata = pod["metadata"]
         involved = {
             "kind": "Pod",
@@ -51,6 +49,7 @@ class Events:
             "resourceVersion": metadata.get("resourceVersion", ""),
         }
         if container:
+            init = any(one["name"] == container for one in pod["spec"].get("initContainers") or [])
             involved["fieldPath"] = f"spec.{'initContainers' if init else 'containers'}{{{container}}}"
         self._put(involved, metadata["namespace"], reason, message, warning=warning)
 

@@ -29,6 +29,15 @@ class Sources:
     ) -> None:
         self.pod, self._objects, self._node = pod, objects, node
 
+    def seen_by(self, pod: dict[str, Any]) -> Sources:
+        """The same look-ups for a newer version of the pod: one that has its addresses."""
+        return Sources(pod, self._objects, self._node)
+
+    def version(self, kind: str, name: str) -> str:
+        """The resourceVersion that is looked up in, "" where the server had none."""
+        found = self._objects.get((kind, name))
+        return "" if found is None else str(found["metadata"].get("resourceVersion", ""))
+
     def data(self, kind: str, name: str, *, optional: bool = False) -> dict[str, bytes] | None:
         """All keys of a ConfigMap or Secret; None when it is optional and missing."""
         found = self._objects.get((kind, name))

@@ -11,6 +11,7 @@ from typing import Any
 from nacre.config import Config
 from nacre.kubelet.events import Events
 from nacre.kubelet.expand import Sources
+from nacre.kubelet.objects import Objects, Reference
 from nacre.kubelet.pulling import Puller
 from nacre.linux.cgroups import Layout
 from nacre.oci.errors import NotFound
@@ -18,8 +19,6 @@ from nacre.wire.cri import Stub
 from nacre.wire.kube import ApiError, Kube
 
 log = logging.getLogger("nacre.kubelet")
-PLURALS = {"ConfigMap": "configmaps", "Secret": "secrets"}
-Reference = tuple[str, str]  # (ConfigMap or Secret, name)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +31,7 @@ class Host:
     images: Stub
     events: Events
     puller: Puller
+    objects: Objects
     layout: Layout
     address: str
     capacity: dict[str, str]
@@ -42,17 +42,9 @@ class Host:
         """Everything that the pod's environment and volumes refer to, read from the API server now."""
         wanted = sorted(set(references(pod["spec"])))
         namespace = pod["metadata"]["namespace"]
-        found = await asyncio.gather(*(self._object(namespace, kind, name) for kind, name in wanted))
+        found = await asyncio.gather(*(self.objects.get(namespace, kind, name) for kind, name in wanted))
         node = {"address": self.address, "capacity": self.capacity}
         return Sources(pod, dict(zip(wanted, found, strict=True)), node)
-
-    async def _object(self, namespace: str, kind: str, name: str) -> dict[str, Any] | None:
-        try:
-            return await self.kube.get(f"/api/v1/namespaces/{namespace}/{PLURALS[kind]}/{name}")
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            return None
 
     async def handler_of(self, pod: dict[str, Any]) -> str:
         """The runtime handler of the pod's RuntimeClass, "" without one. Raises NotFound when the class is gone."""
@@ -75,7 +67,7 @@ class Host:
         """The imagePullSecrets that exist; a missing one is as good as none, as in Kubernetes."""
         names = [str(one.get("name", "")) for one in pod["spec"].get("imagePullSecrets") or []]
         namespace = pod["metadata"]["namespace"]
-        found = await asyncio.gather(*(self._object(namespace, "Secret", name) for name in names if name))
+        found = await asyncio.gather(*(self.objects.get(namespace, "Secret", name) for name in names if name))
         return [one for one in found if one is not None]
 
     def background(self, work: Coroutine[Any, Any, Any]) -> None:

@@ -198,8 +198,7 @@ class Life:
     # telling
 
     def event(self, reason: str, message: str, *, container: str = "", warning: bool = False) -> None:
-        init = any(one["name"] == container for one in self.pod["spec"].get("initContainers") or [])
-        self.host.events.pod(self.pod, reason, message, container=container, init=init, warning=warning)
+        self.host.events.pod(self.pod, reason, message, container=container, warning=warning)
 
     def record_failure(self, failure: Failure) -> None:
         """For `nacre explain`, which shows the first one."""

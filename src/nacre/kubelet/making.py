@@ -122,7 +122,8 @@ async def start(life: Life, name: str, sources: Sources) -> None:
     except ImageTrouble as failure:
         life.facts.waiting[name] = (failure.word, failure.sentence())
         life.record_failure(failure)
-        life.not_before[name] = time.time() + (life.host.puller.wait_left(life.uid, container["image"]) or RETRY_S)
+        left = life.host.puller.wait_left(life.uid, container["image"]) if failure.word == "ImagePullBackOff" else 0.0
+        life.not_before[name] = time.time() + (left or RETRY_S)
     except ConfigError as failure:
         _held_up(life, name, failure, "CreateContainerConfigError")
         life.not_before[name] = time.time() + RETRY_S
@@ -154,7 +155,8 @@ async def _create(life: Life, container: dict[str, Any], image: str, sources: So
     """The new container's id, "" when it was refused (told, and held up). Raises ConfigError, SandboxLost."""
     name, attempt = container["name"], life.next_attempt(container["name"])
     await _forget_older(life, name, attempt)
-    config = translate.container_config(life.with_addresses(), container, attempt, image, sources, life.frame)
+    pod = life.with_addresses()
+    config = translate.container_config(pod, container, attempt, image, sources.seen_by(pod), life.frame)
     sandbox = translate.sandbox_config(life.pod, life.sandbox_attempt, life.frame)
     request = cri.CreateContainerRequest(pod_sandbox_id=life.sandbox, config=config, sandbox_config=sandbox)
     try:

@@ -1,4 +1,4 @@
-"""Startup, readiness and liveness probes of one container: exec, httpGet, tcpSocket. A task each, told of by a callback."""
+"""Startup, readiness and liveness probes of one container: exec, httpGet, tcpSocket, grpc. A task each, told of by a callback."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nacre.wire.cri import Stub, failure_of
 
 log = logging.getLogger("nacre.kubelet")
 KINDS = {"startupProbe": "Startup", "readinessProbe": "Readiness", "livenessProbe": "Liveness"}
+GRPC_HEALTH = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 OUTPUT = 300  # characters of a probe's answer that an event shows
 Result = Callable[[str, bool, str], None]  # (probe kind, passed, words), after the thresholds
 
@@ -106,13 +107,14 @@ async def attempt(
         _reader, writer = await asyncio.open_connection(host, port_number(action["tcpSocket"]["port"], container))
         writer.close()
         return True, ""
+    if "grpc" in action:
+        return await _grpc_health(action["grpc"], address)
     if "sleep" in action:
         await asyncio.sleep(float(action["sleep"]["seconds"]))
         return True, ""
+    means = ", ".join(key for key in action if isinstance(action[key], dict)) or "nothing"
     raise Unsupported(
-        what="probe a container",
-        cause=f"probes by {', '.join(key for key in action if key in ('grpc',)) or 'this means'} are not offered",
-        remedy="use exec, httpGet or tcpSocket",
+        what="probe a container", cause=f"probes by {means} are not offered", remedy="use exec, httpGet, tcpSocket or grpc"
     )
 
 
@@ -133,6 +135,20 @@ async def _http_get(
     headers = {one["name"]: one["value"] for one in action.get("httpHeaders") or []}
     async with session.get(url, headers={"User-Agent": "kube-probe/1.37"} | headers, allow_redirects=False) as answer:
         return 200 <= answer.status < 400, f"HTTP probe failed with statuscode: {answer.status}"
+
+
+async def _grpc_health(action: Mapping[str, Any], address: str) -> tuple[bool, str]:
+    """grpc.health.v1.Health/Check; its two messages have one field each and are read and written by hand."""
+    service = str(action.get("service") or "").encode()
+    request = b"\x0a" + bytes([len(service)]) + service if service else b""
+    async with grpc.aio.insecure_channel(f"{address}:{int(action['port'])}") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes)
+        try:
+            answer: bytes = await check(request)
+        except grpc.RpcError as error:
+            return False, f"service unhealthy (responded with {error.code().name}: {error.details()})"
+    word = GRPC_HEALTH.get(answer[1] if answer[:1] == b"\x08" and len(answer) > 1 else 0, "UNKNOWN")
+    return word == "SERVING", f'service unhealthy (responded with "{word}")'
 
 
 def port_number(port: Any, container: Mapping[str, Any]) -> int:

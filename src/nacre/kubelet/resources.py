@@ -130,16 +130,23 @@ class PodCgroup:
         self._cgroup.remove()
 
 
+LEVELS = ("/kubepods", "/kubepods/burstable", "/kubepods/besteffort")
+
+
+def make_levels(layout: cgroups.Layout, root: str) -> None:
+    """The groups that pods' groups lie in, by QoS class."""
+    for level in LEVELS:
+        cgroups.Cgroup(layout, root + level).create()
+
+
 def remove_pod_cgroups(layout: cgroups.Layout, root: str, living: set[str]) -> None:
     """Empty groups of pods that are not among the `living`; one with processes in it belongs to someone and stays."""
-    for level in ("", "/burstable", "/besteffort"):
-        parent = cgroups.Cgroup(layout, f"{root}/kubepods{level}")
-        names = {
-            name for _hierarchy, directory in parent.directories() if os.path.isdir(directory) for name in os.listdir(directory)
-        }
-        for name in names:
-            group = cgroups.Cgroup(layout, f"{root}/kubepods{level}/{name}")
-            if name.startswith("pod") and name[3:] not in living and not group.pids():
+    for level in LEVELS:
+        parent = cgroups.Cgroup(layout, root + level)
+        there = (directory for _hierarchy, directory in parent.directories() if os.path.isdir(directory))
+        for name in {name for directory in there for name in os.listdir(directory) if name.startswith("pod")}:
+            group = cgroups.Cgroup(layout, f"{root}{level}/{name}")
+            if name[3:] not in living and not group.pids():
                 group.remove()
 
 

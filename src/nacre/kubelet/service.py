@@ -37,6 +37,7 @@ class Service:
         pods = Pods(host, watching)
         node = Node(self._config, host.kube, host.runtime, host.events, host.address)
         server = Server(self._config, host.runtime, pods, watching)
+        self._closing.insert(0, host.objects.stop)
         for part in (host.events, server, node, pods):
             self._parts.append(part)
             await part.start()
@@ -55,8 +56,9 @@ class Service:
         from nacre.kubelet.events import Events
         from nacre.kubelet.host import Host
         from nacre.kubelet.node import capacity
+        from nacre.kubelet.objects import Objects
         from nacre.kubelet.pulling import Puller
-        from nacre.kubelet.resources import node_memory_bytes
+        from nacre.kubelet.resources import make_levels, node_memory_bytes
         from nacre.linux import cgroups
         from nacre.wire.cri import CHANNEL_OPTIONS, Stub
         from nacre.wire.kube import Kube, client_context
@@ -67,6 +69,8 @@ class Service:
             self._server_url or own_server(config), client_context(f"{config.data}/pki", "kubelet"), agent="nacre-kubelet"
         )
         self._closing += [kube.close, channel.close]
+        layout = cgroups.discover()
+        make_levels(layout, config.cgroup_root)
         images, events = Stub(channel, "ImageService"), Events(kube, config.node_name)
         return Host(
             config=config,
@@ -75,7 +79,8 @@ class Service:
             images=images,
             events=events,
             puller=Puller(images, events),
-            layout=cgroups.discover(),
+            objects=Objects(kube),
+            layout=layout,
             address=node_address(config),
             capacity=capacity(config.data),
             memory_bytes=node_memory_bytes(),

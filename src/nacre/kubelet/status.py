@@ -85,7 +85,8 @@ def container_status(container: Mapping[str, Any], facts: Facts, pod: Mapping[st
     if seen.state == cri.CONTAINER_RUNNING:
         status["started"] = facts.started.get(name, True)
         status["ready"] = status["started"] and facts.ready.get(name, True)
-    if seen.state == cri.CONTAINER_EXITED and any(one["name"] == name for one in pod["spec"].get("initContainers") or []):
+    init = any(one["name"] == name for one in pod["spec"].get("initContainers") or [])
+    if seen.state == cri.CONTAINER_EXITED and init and not is_sidecar(container):
         status["ready"] = seen.exit_code == 0
     if name in facts.waiting and seen.state != cri.CONTAINER_RUNNING:
         reason, message = facts.waiting[name]
@@ -100,6 +101,16 @@ def _told(pod: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     listed = [*(before.get("initContainerStatuses") or []), *(before.get("containerStatuses") or [])]
     found = next((one for one in listed if one["name"] == name), None)
     return found if before.get("phase") in ("Succeeded", "Failed") else None
+
+
+def is_sidecar(container: Mapping[str, Any]) -> bool:
+    """An init container that keeps running beside the others (KEP-753)."""
+    return bool(container.get("restartPolicy") == "Always")
+
+
+def _done(container: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    """Whether an init container lets the next one begin."""
+    return bool(told["started"]) if is_sidecar(container) else (told["state"].get("terminated") or {}).get("exitCode") == 0
 
 
 def state_of(seen: Any, message: str) -> dict[str, Any]:
@@ -129,11 +140,10 @@ def _phase(spec: Mapping[str, Any], first: list[dict[str, Any]], main: list[dict
     if facts.ended:
         return "Failed"
     policy = spec.get("restartPolicy", "Always")
-    failed_first = any((one["state"].get("terminated") or {}).get("exitCode") for one in first)
+    inits = list(zip(spec.get("initContainers") or [], first, strict=True))
+    failed_first = any((told["state"].get("terminated") or {}).get("exitCode") for one, told in inits if not is_sidecar(one))
     if failed_first and policy == "Never":
         return "Failed"
-    if any("terminated" not in one["state"] for one in first):
-        return "Pending"
     states = [one["state"] for one in main]
     if all("terminated" in state for state in states) and policy != "Always":
         codes = [state["terminated"]["exitCode"] for state in states]
@@ -141,6 +151,8 @@ def _phase(spec: Mapping[str, Any], first: list[dict[str, Any]], main: list[dict
             return "Succeeded"
         if policy == "Never":
             return "Failed"
+    if not all(_done(*pair) for pair in inits) and not any("running" in state for state in states):
+        return "Pending"
     never_ran = [one for one in main if "waiting" in one["state"] and not one["lastState"] and not one["restartCount"]]
     return "Pending" if never_ran else "Running"
 
@@ -149,9 +161,11 @@ def _conditions(
     pod: Mapping[str, Any], facts: Facts, first: list[dict[str, Any]], main: list[dict[str, Any]], phase: str, now: float
 ) -> list[dict[str, Any]]:
     before = {one["type"]: one for one in (pod.get("status") or {}).get("conditions") or []}
-    unready = [one["name"] for one in main if not one["ready"]]
-    incomplete = [one["name"] for one in first if not one["ready"]]
+    inits = list(zip(pod["spec"].get("initContainers") or [], first, strict=True))
+    sidecars = [told for one, told in inits if is_sidecar(one)]
+    unready = [told["name"] for told in (*main, *sidecars) if not told["ready"]]
     over = phase in ("Succeeded", "Failed")
+    incomplete = [told["name"] for one, told in inits if not (_done(one, told) or (over and is_sidecar(one)))]
     why = (
         ("PodCompleted" if phase == "Succeeded" else "PodFailed", "")
         if over
@@ -166,7 +180,7 @@ def _conditions(
         ),
         "Initialized": (
             not incomplete,
-            "ContainersNotInitialized" if incomplete else "",
+            "ContainersNotInitialized" if incomplete else "PodCompleted" if phase == "Succeeded" else "",
             f"containers with incomplete status: [{' '.join(incomplete)}]" if incomplete else "",
         ),
         "Ready": (fine, *(("", "") if fine else why)),

@@ -99,6 +99,12 @@ class PodVolumes:
         shutil.rmtree(self.directory)
 
 
+def unmount_all(base: str) -> None:
+    """Every mount of every pod's volumes away: the node goes down, and what lay in memory with it."""
+    for point in _mounts_below(f"{base}/pods"):
+        mounts.umount2(point, 0)
+
+
 def write_atomically(path: str, files: Mapping[str, tuple[bytes, int]], group: int | None) -> bool:
     """Make directory `path` show exactly `files` (relative name → content, mode), by the ..data link; False: it already did."""
     os.makedirs(path, mode=0o755, exist_ok=True)

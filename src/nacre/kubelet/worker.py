@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from nacre.kubelet import ending, making, status, translate
-from nacre.kubelet.expand import ConfigError
-from nacre.kubelet.host import Host
+from nacre.kubelet.expand import ConfigError, Sources
+from nacre.kubelet.host import Host, references, volume_references
 from nacre.kubelet.life import Life
-from nacre.kubelet.plan import Action, plan
+from nacre.kubelet.objects import Reference
+from nacre.kubelet.plan import SANDBOX, Action, plan
 from nacre.kubelet.times import stamp
 from nacre.oci import trace
 from nacre.oci.errors import Failure, NotFound, WrongStatus
@@ -24,6 +25,7 @@ from nacre.wire import cri_pb2 as cri
 from nacre.wire.kube import ApiError
 
 log = logging.getLogger("nacre.kubelet")
+SHOWN_S = 0.3  # what takes longer is shown in the pod's status before it is done
 DONE = -1.0  # a step's answer: there will be no other
 
 
@@ -41,6 +43,7 @@ class Worker:
         self._known = False  # whether the runtime was asked what it has of this pod
         self._gone = False  # the API object (or the manifest) is no more
         self._stale = False  # volumes may show something old
+        self._versions: dict[Reference, str] = {}  # of what the pod refers to, as it was last read
         self._written: dict[str, Any] | None = None
         self._recorded = -1  # generation that the recorder has
         self._listeners: list[asyncio.Event] = []
@@ -70,6 +73,16 @@ class Worker:
         if self.life.pod["spec"].get("volumes"):
             self._stale = True
             self._wake.set()
+
+    def object_changed(self, reference: Reference, version: str) -> None:
+        """A ConfigMap or Secret that the pod refers to: volumes are brought up to date, and who waited for it waits no more."""
+        if self._versions.get(reference, version) == version:
+            return
+        life = self.life
+        for name in [name for name, (word, _message) in life.facts.waiting.items() if word == ConfigError.code] + [SANDBOX]:
+            life.not_before.pop(name, None)
+        self.refresh_volumes()
+        self._wake.set()
 
     def gone(self, grace_s: int = 0) -> None:
         """The object was taken out by force, or the manifest's file: the pod ends within `grace_s`."""
@@ -148,7 +161,7 @@ class Worker:
             await self._finish()
             return None
         if self._stale or action.make_sandbox or action.start:
-            await self._make(action)
+            await self._shown(self._make(action))
         await self._restart_unhealthy()
         for name in action.replace:
             words = f"Container {name} definition changed, will be restarted"
@@ -158,9 +171,21 @@ class Worker:
         again = plan(life.pod, life.view(), life.not_before, time.time())
         return 0.0 if again.make_sandbox or again.start or again.finished or again.stop_all else again.wake_s
 
+    async def _shown(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`; what takes its time is shown meanwhile: a pod that waits says so."""
+        task = asyncio.ensure_future(work)
+        try:
+            _done, pending = await asyncio.wait({task}, timeout=SHOWN_S)
+            if pending:
+                await self._write_status()
+            await task
+        finally:
+            task.cancel()
+
     async def _make(self, action: Action) -> None:
         life = self.life
         sources = await self._host.sources(life.pod)
+        self._follow(sources)
         if self._stale and life.sandbox_ready:
             await self._refresh(sources)
         if action.make_sandbox:
@@ -176,7 +201,15 @@ class Worker:
         except making.Interrupted:
             self._wake.set()
 
-    async def _refresh(self, sources: Any) -> None:
+    def _follow(self, sources: Sources) -> None:
+        """Be told when what volumes show changes; what environments take is of interest only while it is missing."""
+        spec = self.life.pod["spec"]
+        missing = {one for one in references(spec) if not sources.version(*one)}
+        wanted = missing | set(volume_references(spec))
+        self._versions = {one: sources.version(*one) for one in wanted}
+        self._host.objects.follow(self, self.life.pod["metadata"]["namespace"], wanted)
+
+    async def _refresh(self, sources: Sources) -> None:
         self._stale = False
         try:
             await asyncio.to_thread(self.life.volumes.prepare, self.life.pod, sources)
@@ -207,6 +240,7 @@ class Worker:
             await ending.delete_object(life, life.pod["metadata"])
         elif self.mirror:
             await ending.delete_object(life, self.mirror["metadata"])
+        self._host.objects.follow(self, "", set())
         self._done(self)
         return DONE
 
