@@ -59,8 +59,10 @@ async def pods(config: Config, grace_s: float, progress: Progress) -> int:
     return len(sandboxes)
 
 
-def groups(config: Config) -> None:
-    """The node's own cgroups, empty once its services have stopped. Raises CgroupBusy naming who is still in one."""
+def rest(config: Config) -> None:
+    """What pods lay in, once the services have stopped: mounted volumes, cgroups. Raises CgroupBusy naming who is still in one."""
+    from nacre.kubelet import volumes
     from nacre.linux import cgroups
 
+    volumes.unmount_all(config.kubelet_dir)
     cgroups.Cgroup(cgroups.discover(), config.cgroup_root).remove()

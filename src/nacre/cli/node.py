@@ -82,7 +82,7 @@ class Node:
         await self.stop("kubelet", "controllers")
         gone = await drain.pods(self.config, float(request.get("grace_s", 5)), progress) if "cri" in self.running else 0
         await self.stop()
-        await asyncio.to_thread(drain.groups, self.config)
+        await asyncio.to_thread(drain.rest, self.config)
         asyncio.get_running_loop().call_later(0.05, self.ending.set)  # the answer leaves first
         return {"pods": gone}
 
