@@ -50,7 +50,6 @@ POD = (
     Gap("spec.containers[].lifecycle.stopSignal", True, "the image's stop signal is used"),
     Gap("spec.containers[].env[].valueFrom.fileKeyRef", True, "environment files are not read yet"),
     Gap("spec.containers[].volumeMounts[].bindMountOptions", True, "bind mount options are not applied yet"),
-    Gap("spec.initContainers[].restartPolicy", True, "init containers that keep running (sidecars) are not run yet"),
     Gap("spec.initContainers[].volumeDevices", True, "block volumes are not attached yet"),
     Gap("spec.initContainers[].resources.claims", True, "dynamic resource allocation is not served"),
     Gap("spec.initContainers[].env[].valueFrom.fileKeyRef", True, "environment files are not read yet"),
