@@ -38,6 +38,12 @@ from nacre.oci.errors import Failure
 OPAQUE = "trusted.overlay.opaque"
 
 
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Unpacking moves the working directory, in a child as a rule, in this process where a test calls it."""
+    monkeypatch.chdir(tmp_path)
+
+
 async def unpacked(prefix: Path, *members: list[Member]) -> list[Path]:
     """The `fs` directories of an image with these layers, bottom first."""
     async with store(prefix) as images:

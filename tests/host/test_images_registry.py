@@ -35,6 +35,7 @@ from nacre.oci.errors import Failure
 LAYERS = (layer(directory("etc"), file("etc/x", os.urandom(300_000))), layer(file("y", os.urandom(200_000))))
 BLOBS, MANIFEST = blobs(LAYERS)
 BIG = max(BLOBS, key=lambda digest: len(BLOBS[digest]))
+NO_HTTP = "(no HTTP)"
 QUICK = Patience(connect_s=2, stall_s=0.3, attempts=3, backoff_s=0.01)
 
 
@@ -77,6 +78,10 @@ class Server:
         self._writers.add(writer)
         try:
             while request := await self._read(reader):
+                if request.method == NO_HTTP:  # a TLS greeting: servers answer it in plain words
+                    writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+                    await writer.drain()
+                    break
                 self.seen.append(request)
                 if not await self._answer(writer, self.behave(request) or self.good(request)):
                     break
@@ -94,6 +99,8 @@ class Server:
         line = await reader.readline()
         if not line:
             return None
+        if not line.endswith(b" HTTP/1.1\r\n"):
+            return Request(NO_HTTP, "", {}, b"")
         method, path, _ = line.decode("latin-1").split(" ", 2)
         headers = {}
         while (line := await reader.readline()) not in (b"\r\n", b""):
@@ -458,8 +465,6 @@ def _alias() -> str:
         found = socket.getaddrinfo(name, None, socket.AF_INET)
     except OSError:
         found = []
-    if "." not in name and found and all(str(one[4][0]).startswith("127.") for one in found):
-        name += "."
     if not found or not str(found[0][4][0]).startswith("127.0.0.1"):
         pytest.skip(f"getaddrinfo({name}): the host's own name does not lead to 127.0.0.1")
     return name

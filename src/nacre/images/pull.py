@@ -212,9 +212,8 @@ class Puller:
 
     async def _receive(self, what: str, registry: Registry, ingest: Ingest, progress: Progress) -> None:
         """All bytes of the blob into `ingest`, over as many connections as it takes. Raises PullStalled when they bring nothing more."""
-        blob, fruitless, last = ingest.descriptor, 0, ""
+        blob, fruitless, last, furthest = ingest.descriptor, 0, "", ingest.offset
         while ingest.offset < blob.size:
-            before = ingest.offset
             try:
                 await self._stretch(registry, ingest, progress)
                 if ingest.offset >= blob.size:
@@ -223,7 +222,8 @@ class Puller:
                 pause = registry.pause(fruitless, Broken(Failure(what=what, cause=last)))
             except Broken as broken:
                 last, pause = broken.failure.cause, registry.pause(fruitless, broken)
-            fruitless = 0 if ingest.offset - before >= _PROGRESS else fruitless + 1
+            fruitless = 0 if ingest.offset - furthest >= _PROGRESS else fruitless + 1
+            furthest = max(furthest, ingest.offset)  # not the last try's: a server without ranges would break off there for ever
             if fruitless >= self._patience.attempts:
                 raise PullStalled(
                     what=what,
@@ -238,9 +238,11 @@ class Puller:
         blob, pending = ingest.descriptor, bytearray()
         try:
             async with registry.blob(blob, ingest.offset) as (start, pieces):
-                if start != ingest.offset:
-                    await _in_thread(ingest.restart)
+                from_start = start != ingest.offset  # it knows no ranges
                 async for piece in pieces:
+                    if from_start:  # not before: what we have goes only for bytes that came
+                        await _in_thread(ingest.restart)
+                        from_start = False
                     pending += piece
                     if len(pending) >= _WRITTEN_AT_ONCE:
                         data, pending = bytes(pending), bytearray()

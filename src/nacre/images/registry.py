@@ -320,6 +320,8 @@ class Registry:
             wait = self._patience.connect_s if connecting else self._patience.stall_s
             doing = "connect: i/o timeout: no answer" if connecting else "no byte came"
             raise Broken(self._unreachable(f"{place}: {doing} in {wait:g} s", via)) from error
+        except aiohttp.ClientHttpProxyError as error:  # whose own words show the proxy's password
+            raise Broken(self._unreachable(f"{place}: the proxy answers {error.status} {error.message}", via)) from error
         except (aiohttp.ClientError, OSError) as error:
             said = str(error) or type(error).__name__
             raise Broken(self._unreachable(f"{place}: the connection broke: {said}", via)) from error
@@ -332,7 +334,8 @@ class Registry:
             return self._unreachable(
                 f"lookup {url.host}: no such host ({error.strerror})", via, "check the name and /etc/resolv.conf"
             )
-        return self._unreachable(f"connect {place}: {(error.strerror or str(error)).lower()}", via)
+        said = error.strerror or str(error) or "the connection was closed during the TLS handshake"
+        return self._unreachable(f"connect {place}: {said[:1].lower()}{said[1:]}", via)
 
     def _certificate(self, place: str, error: Exception, via: tuple[str, ...]) -> RegistryUnreachable:
         said = getattr(error, "verify_message", "") or str(error)
