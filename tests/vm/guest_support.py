@@ -115,7 +115,14 @@ class Guest:
         self.sock.close()
 
 
-def boot(appliance: Appliance, workdir: Path, *, memory_mib: int = 128, drives: dict[str, Path] | None = None, extra: tuple[str, ...] = ()) -> Guest:  # fmt: skip
+def boot(
+    appliance: Appliance,
+    workdir: Path,
+    *,
+    memory_mib: int = 128,
+    drives: dict[str, Path] | None = None,
+    extra: tuple[str, ...] = (),
+) -> Guest:
     """QEMU under TCG; `drives` are serial to file, read-only. Answers before the guest has booted."""
     ours, theirs = socket.socketpair()
     console = workdir / "console.log"
@@ -131,7 +138,8 @@ def boot(appliance: Appliance, workdir: Path, *, memory_mib: int = 128, drives: 
     for serial, path in (drives or {}).items():
         command += ["-drive", f"id={serial},file={path},format=raw,if=none,readonly=on"]
         command += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
-    process = subprocess.Popen([*command, *extra], pass_fds=[theirs.fileno()], stderr=(workdir / "qemu.log").open("wb"))
+    with (workdir / "qemu.log").open("wb") as log:
+        process = subprocess.Popen([*command, *extra], pass_fds=[theirs.fileno()], stderr=log)
     theirs.close()
     return Guest(process=process, sock=ours, console=console)
 

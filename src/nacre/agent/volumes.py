@@ -17,7 +17,7 @@ import stat
 from nacre.agent import boot
 from nacre.agent.protocol import Content, File, Files, Place, ReadFile, Volume
 from nacre.linux import mounts, paths
-from nacre.linux.libc import owned
+from nacre.linux.libc import SyscallError, owned
 from nacre.linux.mounts import MountFlag
 from nacre.oci.errors import Invalid, NotFound
 
@@ -123,8 +123,8 @@ def read(wanted: ReadFile) -> Content:
                 raise NotFound(what=f"read {wanted.path} of volume {wanted.name}", cause="it is no regular file")
             limit = max(0, min(wanted.limit, 1 << 20))
             return Content(content=os.pread(fd, limit, max(0, found.st_size - limit)))
-    except FileNotFoundError:
-        raise NotFound(what=f"read {wanted.path} of volume {wanted.name}", cause="there is none") from None
+    except SyscallError as error:
+        raise NotFound(what=f"read {wanted.path} of volume {wanted.name}", cause=str(error)) from None
 
 
 def remove(name: str) -> None:
