@@ -91,7 +91,11 @@ def _verdict(thing: Object) -> tuple[bool, str]:
 def find_pod(config: Config, name: str, namespace: str) -> Object:
     """The Pod `name` or `namespace/name`. Raises NotFound naming both."""
     space, _, bare = name.rpartition("/")
-    return get(config, f"/api/v1/namespaces/{space or namespace}/pods/{bare}")
+    space = space or namespace
+    try:
+        return get(config, f"/api/v1/namespaces/{space}/pods/{bare}")
+    except NotFound as error:
+        raise NotFound(what=f"find pod {space}/{bare}", cause=error.cause, remedy="nacre kubectl get pods -A") from error
 
 
 def events_of(config: Config, pod: Object) -> list[Object]:

@@ -174,7 +174,8 @@ def stop(config: Config, *, grace_s: float = 5.0, force: bool = False, say: Any 
         _await_end(pid, say)
         for note in Network(config).stop():
             say(f"  {note}")
-        say(f"The node is down; {answer['pods']} pods were stopped. Their API objects stay in {config.data}/api.db.")
+        pods = f"{answer['pods']} pods were stopped, their" if answer["pods"] else "no pod was running,"
+        say(f"The node is down; {pods} API objects stay in {config.data}/api.db.")
     elif pid:
         os.kill(pid, signal.SIGKILL)
         _await_end(pid, say)

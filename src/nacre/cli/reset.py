@@ -59,8 +59,8 @@ def remove(config: Config, doomed: list[str]) -> None:
     for directory in (config.etc, *_parents(config)):
         try:
             os.rmdir(directory)
-        except OSError:  # something of the user's own is in it, or it is no directory of ours
-            break
+        except OSError:  # never made, or something of the user's own is in it
+            continue
 
 
 def _parents(config: Config) -> list[str]:

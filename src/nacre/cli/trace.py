@@ -28,12 +28,15 @@ CHAIN = {
     "failure": ("", "", "what failed"),
 }
 DOCUMENT_LINES = 14
+WIDTH = 140  # of a line that is shown in short
+NOISE = ("managedFields", "kubectl.kubernetes.io/last-applied-configuration")  # says the document again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
     """One record, its time counted from the pod's first."""
 
+    at_ns: int
     joint: str
     what: str
     document: Any
@@ -104,6 +107,7 @@ def crossings(records: list[dict[str, Any]]) -> Iterator[Crossing]:
     first = int(ordered[0]["at_ns"]) if ordered else 0
     for line in ordered:
         yield Crossing(
+            at_ns=int(line["at_ns"]),
             joint=str(line.get("joint")),
             what=str(line.get("what")),
             document=line.get("document"),
@@ -114,7 +118,11 @@ def crossings(records: list[dict[str, Any]]) -> Iterator[Crossing]:
 
 def render(chain: list[Crossing], limit: int | None) -> Iterator[str]:
     """The picture, top down: a heading whenever the joint changes, the document beneath it, at most `limit` lines of each."""
-    yield f"the chain, {time.strftime('%Y-%m-%d %H:%M')}, times from the first crossing"
+    if not chain:
+        yield "nothing has crossed a joint yet"
+        return
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(chain[0].at_ns / 1e9))
+    yield f"the chain, times from the first crossing at {began}"
     joint = ""
     for crossing in chain:
         if crossing.joint != joint:
@@ -131,12 +139,25 @@ def render(chain: list[Crossing], limit: int | None) -> Iterator[str]:
 def _document(document: Any, limit: int | None) -> Iterator[str]:
     if document in (None, {}, [], ""):
         return
+    if limit is not None:
+        document = without_noise(document)
     lines = document.splitlines() if isinstance(document, str) else _tree(document)
     shown = lines if limit is None or len(lines) <= limit + 1 else lines[:limit]
     for line in shown:
-        yield output.paint("                  │ ", "dim") + line
+        yield output.paint("                  │ ", "dim") + (
+            line if limit is None or len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+        )
     if len(shown) < len(lines):
         yield output.paint(f"                  │ … {len(lines) - len(shown)} more lines (--full)", "dim")
+
+
+def without_noise(document: Any) -> Any:
+    """`document` without what only repeats it, for the short form."""
+    if isinstance(document, dict):
+        return {key: without_noise(value) for key, value in document.items() if key not in NOISE}
+    if isinstance(document, list):
+        return [without_noise(item) for item in document]
+    return document
 
 
 def _tree(document: Any) -> list[str]:

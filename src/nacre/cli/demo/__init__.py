@@ -28,18 +28,19 @@ class NotClean(Failure):
 @click.option(
     "--compare-login/--no-compare-login", default=None, help="Show what the login pod sees under runc (asked otherwise)."
 )
+@click.option("--no-vm", is_flag=True, help="Containers only, for a machine without QEMU or patience.")
 @click.option("--skip", multiple=True, type=click.Choice(["web", "login", "chain"]), help="Leave a part out.")
 @click.pass_obj
-def demo(config: Config, compare_login: bool | None, skip: tuple[str, ...]) -> None:
+def demo(config: Config, compare_login: bool | None, no_vm: bool, skip: tuple[str, ...]) -> None:
     """nginx and a login server, each as a container and in a virtual machine; the chain; a failure explained."""
     require_root("run the demo")
     before = proof.photograph(config)
-    stage = Stage(config)
+    stage = Stage(config, vms=not no_vm)
     try:
         stage.open()
         if "web" not in skip:
             web.show(stage)
-        if "login" not in skip:
+        if "login" not in skip and stage.vms:
             login.show(stage, compare=_wanted(compare_login))
         if "chain" not in skip:
             chain.show(stage)

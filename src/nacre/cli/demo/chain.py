@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nacre.cli import cluster, explain, output, trace
-from nacre.cli.demo.stage import Stage, heading, manifest
+from nacre.cli.demo.stage import NAMESPACE, Stage, heading, manifest
 from nacre.oci import trace as recorder
 from nacre.wire.kube import Object
 
@@ -15,16 +15,16 @@ def show(stage: Stage) -> None:
     name = "nginx-kata" if "nginx-kata" in stage.pods else "nginx"
     if name not in stage.pods:
         stage.apply(manifest("nginx.yaml"), name)
-    heading(f"nacre trace {name}")
-    pod = cluster.find_pod(stage.config, name, "default")
+    heading(f"nacre trace {NAMESPACE}/{name}")
+    pod = cluster.find_pod(stage.config, name, NAMESPACE)
     records = list(recorder.records(stage.config.trace_dir, explain.trace_uid(pod)))
     for line in trace.render(list(trace.crossings(records)), limit=8):
         output.say(line)
-    heading("A pod that cannot start: nacre explain broken")
+    heading(f"A pod that cannot start: nacre explain {NAMESPACE}/broken")
     stage.pods.append("broken")
     stage.kubectl("apply", "-f", manifest("broken.yaml"))
-    cluster.wait_pod(stage.config, "default", "broken", _has_failed, BROKEN_LIMIT_S)
-    pod = cluster.find_pod(stage.config, "broken", "default")
+    cluster.wait_pod(stage.config, NAMESPACE, "broken", _has_failed, BROKEN_LIMIT_S)
+    pod = cluster.find_pod(stage.config, "broken", NAMESPACE)
     explain.show(stage.config, pod)
 
 

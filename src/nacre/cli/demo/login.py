@@ -88,7 +88,6 @@ def _fresh_key(stage: Stage) -> str:
             )
     key = f"{stage.place}/key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "nacre-demo", "-f", key], check=True)
-    stage.kubectl("delete", "secret", "login-keys", "--ignore-not-found", quiet=True)
     stage.kubectl("create", "secret", "generic", "login-keys", f"--from-file=authorized_keys={key}.pub")
     return key
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass, fields
 
 from nacre.cli import host, output, reset
 from nacre.config import Config
+from nacre.images import build_demo
 from nacre.linux import cgroups
 
 
@@ -78,19 +80,40 @@ def show(config: Config, left: list[str], *, node_left_up: bool) -> None:
         output.say("The node was up before and stays up.")
     elif not left:
         output.say("No process, mount, link, address, rule, cgroup or sysctl of ours is left.", "ok")
-    rows = [(name, output.size(reset.tree_size(path)), command) for name, path, command in _stays(config) if os.path.exists(path)]
+    rows = [(what, output.size(size), command) for what, size, command in _stays(config)]
     output.table(("what stays", "size", "remove it with"), rows)
 
 
-def _stays(config: Config) -> list[tuple[str, str, str]]:
+def _stays(config: Config) -> list[tuple[str, int, str]]:
+    """(what, bytes, the command that removes it) of everything that set-up and demo left on purpose."""
     prefix = f" --prefix {shlex.quote(config.prefix)}" if config.prefix else ""
-    stays = [
-        (f"images, appliance, keys and logs ({config.data})", config.data, f"nacre{prefix} reset"),
-        (f"Python environment ({sys.prefix})", sys.prefix, f"rm -r {shlex.quote(sys.prefix)}"),
-    ]
     checkout = os.path.dirname(sys.prefix)
+    trees = [(f"images, appliance, keys, logs ({config.data})", config.data, f"nacre{prefix} reset")]
     if os.path.exists(f"{checkout}/run"):
-        stays.append((f"downloads ({checkout}/.cache)", f"{checkout}/.cache", f"rm -r {shlex.quote(checkout + '/.cache')}"))
-    for package, path in (("qemu-system-x86", "/usr/bin/qemu-system-x86_64"), ("erofs-utils", "/usr/bin/mkfs.erofs")):
-        stays.append((f"package {package}", path, f"apt-get autoremove {package}"))
-    return stays
+        trees.append((f"downloads ({checkout}/.cache)", f"{checkout}/.cache", f"rm -r {shlex.quote(checkout + '/.cache')}"))
+    else:
+        cache = build_demo.software_directory(config)
+        trees.append((f"downloads ({cache})", cache, f"rm -r {shlex.quote(cache)}"))
+    trees.append((f"Python environment ({sys.prefix})", sys.prefix, f"rm -r {shlex.quote(sys.prefix)}"))
+    stays = [(what, reset.tree_size(path), command) for what, path, command in trees if os.path.exists(path)]
+    link = "/usr/local/bin/nacre"
+    if os.path.islink(link) and os.path.realpath(link).startswith(sys.prefix + "/"):
+        stays.append((link, 0, f"rm {link}"))
+    return stays + _packages(f"{checkout}/.cache/installed-by-apt")
+
+
+def _packages(note: str) -> list[tuple[str, int, str]]:
+    """What `./run` installed, by its note, with what came along and nothing else needs."""
+    try:
+        with open(note) as file:
+            names = sorted(set(file.read().split()))
+    except FileNotFoundError:
+        return []
+    command = ["apt-get", "autoremove", *names]
+    trial = subprocess.run([command[0], "-s", "-qq", *command[1:]], capture_output=True, text=True, check=False)
+    going = [line.split()[1] for line in trial.stdout.splitlines() if line.startswith("Remv ")]
+    if not going:
+        return []
+    query = ["dpkg-query", "-W", "-f", "${Installed-Size}\\n", *going]
+    sizes = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return [(f"{len(going)} packages ({', '.join(names)})", sum(map(int, sizes)) << 10, shlex.join(command))]

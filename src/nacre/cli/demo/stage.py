@@ -16,6 +16,7 @@ from nacre.oci.errors import Failure, NotFound
 from nacre.wire.kube import Object
 
 READY_LIMIT_S = 120.0
+NAMESPACE = "nacre-demo"  # of the demo alone: a pod called nginx may be somebody's
 IMAGES = ("nacre.local/nginx:demo", "nacre.local/openssh:demo")
 
 
@@ -40,9 +41,10 @@ def manifest(name: str) -> str:
 
 @dataclass(slots=True)
 class Stage:
-    """`owns_node`: this run started the node and takes it down; `pods` are deleted at the end."""
+    """`owns_node`: this run started the node and takes it down; `pods` are those that were applied."""
 
     config: Config
+    vms: bool = True
     owns_node: bool = False
     pods: list[str] = field(default_factory=list)
     place: str = ""
@@ -59,29 +61,35 @@ class Stage:
         from nacre.cli import image
 
         image.ensure_demo(self.config, IMAGES)
-        kata = addons.ADDONS[0]
-        if not addons.is_enabled(self.config, kata):
+        if self.vms and not addons.is_enabled(self.config, addons.ADDONS[0]):
             heading("nacre enable kata")
             from nacre.cli.addons import kata as addon
 
             addon.enable(self.config)
+        self._forget()
+        self.kubectl("create", "namespace", NAMESPACE, quiet=True)
 
     def close(self) -> None:
-        """Delete the demo's pods and, if it was ours, take the node down; never raises what would hide the first error."""
+        """Delete the demo's objects and, if it was ours, take the node down; never raises what would hide the first error."""
         heading("Taking everything down")
         try:
-            if self.pods and control.running(self.config):
-                self.kubectl("delete", "pod", "--now", "--ignore-not-found", *self.pods)
-                self.kubectl("delete", "secret", "login-keys", "--ignore-not-found", quiet=True)
-        except CommandFailed as error:
-            output.failure(error)
+            if control.running(self.config):
+                self._forget(quiet=False)
+        except Failure as failure:
+            output.failure(failure)
         if self.owns_node:
             lifecycle.stop(self.config, grace_s=1)
         if self.place:
             shutil.rmtree(self.place)
 
+    def _forget(self, *, quiet: bool = True) -> None:
+        """The namespace away with all that is in it, also what a killed demo left."""
+        self.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", quiet=quiet)
+
     def kubectl(self, *words: str, quiet: bool = False) -> str:
         """Run the real kubectl, shown as a user would type it; answers its output. Raises CommandFailed with what it said."""
+        if "namespace" not in words:
+            words = ("-n", NAMESPACE, *words)
         if not quiet:
             output.say(f"$ nacre kubectl {shlex.join(words)}", "bold")
         environment = os.environ | {"KUBECONFIG": self.config.admin_conf}
@@ -91,7 +99,7 @@ class Stage:
                 output.say(f"  {line}")
         if done.returncode:
             said = tuple((done.stdout + done.stderr).splitlines())
-            raise CommandFailed(what=f"kubectl {words[0]}", cause=f"exit code {done.returncode}", evidence=said)
+            raise CommandFailed(what=f"kubectl {shlex.join(words)}", cause=f"exit code {done.returncode}", evidence=said)
         return done.stdout
 
     def apply(self, path: str, name: str) -> tuple[Object, float]:
@@ -99,7 +107,7 @@ class Stage:
         self.pods.append(name)
         began = time.monotonic()
         self.kubectl("apply", "-f", path)
-        pod = cluster.wait_pod(self.config, "default", name, cluster.is_ready, READY_LIMIT_S)
+        pod = cluster.wait_pod(self.config, NAMESPACE, name, cluster.is_ready, READY_LIMIT_S)
         if pod is None or not cluster.is_ready(pod):
             raise self._not_ready(name, pod)
         return pod, time.monotonic() - began
@@ -110,7 +118,9 @@ class Stage:
         if pod is None:
             return PodNotReady(what=f"run pod {name}", cause="the API never showed it", remedy="nacre logs api")
         verdict = explain.examine(self.config, pod, cluster.events_of(self.config, pod))
-        return verdict.failure or PodNotReady(what=f"run pod {name}", cause=verdict.headline, remedy=f"nacre trace {name}")
+        return verdict.failure or PodNotReady(
+            what=f"run pod {name}", cause=verdict.headline, remedy=f"nacre trace {NAMESPACE}/{name}"
+        )
 
 
 def heading(text: str) -> None:
