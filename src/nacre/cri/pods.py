@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nacre import runc
 from nacre.config import Config
@@ -28,6 +28,9 @@ from nacre.oci import trace
 from nacre.oci.errors import Failure, decode, encode
 from nacre.wire import cri_pb2 as cri
 
+if TYPE_CHECKING:
+    from nacre.cri.vms import Vms
+
 log = logging.getLogger("nacre.cri")
 _BUNDLE = ("config.json", "exit.json", "exit.json.new", "foreign.log", "foreign.pid", "console.sock")
 Listener = Callable[[str, Any], None]  # (event, record)
@@ -39,6 +42,8 @@ class LogBlocked(Failure):
 
 class Pods:
     """Everything that sandboxes and containers share."""
+
+    vms: Vms  # set once, before the first call is served
 
     def __init__(self, config: Config, store: Store, zygote: Zygote, network: Network, images: Images) -> None:
         self.config, self.store, self.zygote, self.network, self.images = config, store, zygote, network, images

@@ -41,9 +41,13 @@ class Sandboxes:
         title = f"{metadata.namespace}/{metadata.name}"
         what = f"create pod sandbox for {title}"
         self._check(config, handler, what)
-        identifier = secrets.token_hex(32)
+        identifier = await self._pods.vms.take() if handler == "kata" else secrets.token_hex(32)
         name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
-        self._pods.store.reserve(name, identifier, what)
+        try:
+            self._pods.store.reserve(name, identifier, what)
+        except Failure:
+            await self._pods.vms.give_back(identifier)
+            raise
         began = time.monotonic_ns()
         record = SandboxRecord(
             id=identifier, config=config.SerializeToString(), handler=handler, name=name, created_at=time.time_ns()
@@ -82,12 +86,14 @@ class Sandboxes:
 
     async def _make(self, record: SandboxRecord, config: Any, undo: AsyncExitStack) -> SandboxRecord:
         directory = self._pods.directory(record.id)
-        os.makedirs(directory, mode=0o711)
+        warm = self._pods.connections.get(record.id)
+        if warm is None:
+            os.makedirs(directory, mode=0o711)
         undo.callback(self._pods.forget, record.id)
         sandbox = self._sandbox(record, config)
         spec.check_sysctls(sandbox.sysctls, sandbox.namespaces)
         _furnish(directory, config, sandbox)
-        shim = await self._pods.spawn(record.id, record.handler)
+        shim = warm or await self._pods.spawn(record.id, record.handler)
         undo.push_async_callback(self._pods.remove_own_cgroup, record)
         undo.push_async_callback(_destroy, shim)
         point("cri.run.spawned")

@@ -57,8 +57,10 @@ class Service:
         from nacre.cri.pods import Pods
         from nacre.cri.recover import recover
         from nacre.cri.runtime import RuntimeService
+        from nacre.cri.sandboxes import settings
         from nacre.cri.store import Store
         from nacre.cri.streaming import Streaming
+        from nacre.cri.vms import Vms
         from nacre.images import Store as Images
         from nacre.network import Network
 
@@ -73,7 +75,10 @@ class Service:
         streaming = Streaming()
         await streaming.start()
         self._parts += [_Closing(images.close), _Closing(functools.partial(asyncio.to_thread, network.close)), streaming]
+        pods.vms = Vms(pods, functools.partial(settings, pods, "kata"))
         await recover(pods)
+        self._parts.append(pods.vms)
+        pods.vms.start()
         self.runtime = RuntimeService(pods, streaming)
         streaming.containers = self.runtime.containers
         self._images = ImageService(pods)

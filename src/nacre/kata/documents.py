@@ -57,9 +57,8 @@ def load(path: str, what: str) -> dict[str, Any]:
 
 
 def group_path(sandbox: Sandbox) -> str:
-    """The VM's own cgroup: below the pod's, or the pod's where nobody named a parent."""
-    own = sandbox.cgroups_path.endswith(f"/{sandbox.id}")
-    return sandbox.cgroups_path if own else f"{sandbox.cgroups_path}/{sandbox.id}"
+    """The VM's own cgroup, below the pod's."""
+    return f"{sandbox.cgroups_path}/{sandbox.id}"
 
 
 def remove_groups(sandbox: Sandbox) -> None:

@@ -341,8 +341,7 @@ class KataHandler:
             if not held.ended:
                 held.ended = True
                 self._host.exited(_lost_exit(container, "", document))
-        if self._sandbox is not None:
-            self._host.sandbox_lost(document)
+        self._host.sandbox_lost(document)
 
     def _end_vm(self) -> None:
         """QEMU away, its cgroup too, when nothing else is in it. Idempotent."""

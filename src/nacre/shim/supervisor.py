@@ -20,6 +20,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from nacre.kata.handler import KataHandler
 from nacre.linux import process
 from nacre.oci.errors import NotFound, encode, from_exception
 from nacre.oci.handler import Exit, Handler, Rootfs, Sandbox, Stdio
@@ -272,10 +273,7 @@ def main(directory: str, handler: str, listener: socket.socket, inherited: dict[
 
 def _make(name: str, host: Supervisor) -> Handler:
     if name == "kata":
-        from nacre.kata.handler import KataHandler
-
-        made: Handler = KataHandler(host)
-        return made
+        return KataHandler(host)
     return ForeignHandler(host) if name == "foreign" else RuncHandler(host)
 
 
