@@ -118,8 +118,8 @@ def _files(prefix: Path) -> tuple[str, ...]:
     found = []
     for directory, names, files in os.walk(prefix):
         relative = os.path.relpath(directory, prefix)
-        if relative.startswith(_KEPT):
+        if relative.startswith(_KEPT) or relative.endswith(".seccomp"):  # compiled filters, by the hash of their profile
             names.clear()
             continue
-        found += [f"{relative}/{name}" for name in (*names, *files) if not name.startswith(("api.db", "cri.db"))]
+        found += [f"{relative}/{name}" for name in (*names, *files) if not name.startswith(("api.db", "cri.db", ".seccomp"))]
     return tuple(sorted(found))
