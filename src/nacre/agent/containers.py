@@ -126,9 +126,9 @@ class Containers:
         runc.delete(RUNC, wanted.container, force=True)
         directory = f"{BUNDLES}/{wanted.container}"
         if os.path.isdir(directory):
-            drives.unmount_root(directory, self.roots.get(wanted.container, ""))
+            serial = self.roots.pop(wanted.container, "")
+            drives.unmount_root(directory, "" if serial in self.roots.values() else serial)  # containers may share an image
             shutil.rmtree(directory)
-        self.roots.pop(wanted.container, None)
 
     # ends
 
