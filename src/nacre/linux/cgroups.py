@@ -48,17 +48,22 @@ class Cgroup:
 
     # -- making and removing
 
-    def create(self) -> None:
-        """Make the directories, with their parents. Raises CgroupBusy, LimitRefused or OSError, then having undone what it made."""
+    def create(self, *, limits: bool = True) -> None:
+        """Make the directories, with their parents; without `limits` no controller is handed down on v2, which a parent with
+        processes in it could not. Raises CgroupBusy, LimitRefused or OSError, then having undone what it made.
+        """
         try:
             for hierarchy, directory in self._directories:
-                self._make(hierarchy, directory)
+                self._make(hierarchy, directory, delegate=limits)
         except BaseException:
             self.undo()
             raise
 
-    def _make(self, hierarchy: Hierarchy, directory: str) -> None:
-        if hierarchy.version == 2:
+    def settle(self) -> None:
+        """The first process has entered: who holds a place for it may let go (see cgroup_systemd)."""
+
+    def _make(self, hierarchy: Hierarchy, directory: str, *, delegate: bool = True) -> None:
+        if hierarchy.version == 2 and delegate:
             self._delegate(hierarchy, directory)
         try:
             os.mkdir(directory)

@@ -54,6 +54,8 @@ class Record:
     start_time: int = 0  # of init, clock ticks since boot: tells it from a later process of the same number
     creator: int = 0  # who is creating; a dead one in status creating never finished
     cgroup: str = ""  # path below every hierarchy; "" when the host has no cgroups
+    unit: str = ""  # the systemd scope that it is, made in `slice`; "" when we made it
+    slice: str = ""
     rootfs: str = ""
     user_namespace: bool = False
     oci_version: str = ""

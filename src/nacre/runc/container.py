@@ -18,11 +18,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nacre.linux import capabilities, cgroups, process, seccomp
+from nacre.linux import capabilities, cgroup_names, cgroups, process, seccomp
 from nacre.linux.libc import owned
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
-from nacre.oci.errors import Failure, Invalid, NotFound, Unsupported, WrongStatus
+from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus
 from nacre.oci.state import Record, Status, advance
 from nacre.runc import hooks, init, plan
 from nacre.runc.failures import InitDied
@@ -94,6 +94,8 @@ def create(
                 cgroup.create()
                 cgroup.apply(spec.get("linux", {}).get("resources", {}))
             child = _launch(record, spec, orders, cgroup, lock, undo)
+            if cgroup is not None:
+                cgroup.settle()
             if child.console is not None and console_socket:
                 send_console(console_socket, child.console)
                 os.close(child.console)
@@ -144,14 +146,18 @@ def _check(spec: Mapping[str, Any], bundle: str) -> None:
 def _first_record(
     root: str, identifier: str, bundle: str, spec: Mapping[str, Any], layout: cgroups.Layout, systemd_cgroup: bool
 ) -> Record:
-    linux = spec.get("linux", {})
     joined, new = plan.namespaces_of(spec)
+    place = cgroup_names.Place(path="")
+    if layout.mode != "none":
+        place = cgroup_names.resolve(spec.get("linux", {}).get("cgroupsPath", ""), identifier, systemd=systemd_cgroup)
     return Record(
         id=identifier,
         root=root,
         bundle=bundle,
         creator=os.getpid(),
-        cgroup="" if layout.mode == "none" else _cgroup_path(linux.get("cgroupsPath", ""), identifier, systemd_cgroup),
+        cgroup=place.path,
+        unit=place.unit,
+        slice=place.slice,
         rootfs=os.path.realpath(os.path.join(bundle, spec.get("root", {}).get("path", "rootfs"))),
         user_namespace="user" in new or "user" in joined,
         oci_version=spec["ociVersion"],
@@ -173,30 +179,15 @@ def _with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> R
     return replace(record, seccomp=path, seccomp_flags=seccomp.flags_of(profile))
 
 
-def _cgroup_path(wanted: str, identifier: str, systemd: bool) -> str:
-    """linux.cgroupsPath as a path below every hierarchy; "slice:prefix:name" (systemd's form) becomes the path that systemd makes."""
-    if wanted.count(":") == 2 and not wanted.startswith("/"):
-        slice_name, prefix, name = wanted.split(":")
-        return _slice_path(slice_name or "system.slice") + "/" + (f"{prefix}-{name}.scope" if prefix else name)
-    if systemd and os.path.isdir("/run/systemd/system"):
-        raise Unsupported(
-            what=f"use the cgroup {wanted!r} through systemd",
-            cause="--systemd-cgroup wants slice:prefix:name and a scope made by systemd",
-            remedy="use the cgroupfs driver",
-        )
-    return os.path.normpath("/" + wanted) if wanted else f"/nacre-runc/{identifier}"
-
-
-def _slice_path(name: str) -> str:
-    """a-b.slice lies in a.slice (systemd.slice(5))."""
-    parts = name.removesuffix(".slice").split("-")
-    return "/" + "/".join("-".join(parts[: count + 1]) + ".slice" for count in range(len(parts)) if parts[0])
-
-
 def cgroup_of(record: Record, below: str = "", layout: cgroups.Layout | None = None) -> cgroups.Cgroup | None:
     """The container's cgroup, or the one `below` it; None on a host without cgroups."""
     if not record.cgroup:
         return None
+    if record.unit and not below:
+        from nacre.linux import cgroup_systemd  # only where systemd's driver is used: 2 ms of a command
+
+        place = cgroup_names.Place(path=record.cgroup, unit=record.unit, slice=record.slice)
+        return cgroup_systemd.ScopeCgroup(layout or cgroups.discover(), place)
     return cgroups.Cgroup(layout or cgroups.discover(), os.path.join(record.cgroup, os.path.normpath("/" + below).lstrip("/")))
 
 
@@ -224,7 +215,7 @@ def _host(
         pivot=pivot,
         new_keyring=keyring,
         preserve=preserve,
-        late_cgroups=0 < limit < _LATE_BELOW,
+        late_cgroups=0 < limit < _LATE_BELOW and not record.unit,  # systemd takes a scope away that nobody enters
         security=plan.security_labels(record.apparmor, record.selinux),
     )
 

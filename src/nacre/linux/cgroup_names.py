@@ -1,0 +1,76 @@
+"""Where an OCI `linux.cgroupsPath` leads: a path below every hierarchy, and the systemd unit that is to make it, if one is.
+
+Engines write two forms, "/a/b/c" and systemd's "slice:prefix:name"; each is taken under either driver, since kubelet and runtime may
+disagree about theirs: the first is made by us also under the systemd driver, the second is made at systemd's path also without it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from nacre.oci.errors import Invalid, Unsupported
+
+SYSTEMD = "/run/systemd/system"  # a directory exactly where systemd is the init (sd_booted(3))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """`path` is absolute. `unit` and `slice` name the scope that systemd makes for it; both empty where we make directories."""
+
+    path: str
+    unit: str = ""
+    slice: str = ""
+
+
+def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
+    """The place of container `identifier` whose document says `wanted`. Raises Unsupported where systemd is asked for and is not there."""
+    if systemd and not os.path.isdir(SYSTEMD):
+        raise Unsupported(
+            what=f"make the cgroup of container {identifier} through systemd",
+            cause=f"systemd is not this machine's init: there is no {SYSTEMD}",
+            remedy='use the cgroupfs driver: no --systemd-cgroup, cgroup_driver = "cgroupfs"',
+        )
+    if wanted.startswith("/") or (wanted and ":" not in wanted):
+        return Place(path=os.path.normpath("/" + wanted.lstrip("/")))
+    if not wanted:
+        wanted = f"system.slice:nacre-runc:{identifier}" if systemd else ""
+    if not wanted:
+        return Place(path=f"/nacre-runc/{identifier}")
+    slice_name, unit = _unit(wanted)
+    path = f"{slice_path(slice_name)}/{unit}"
+    return Place(path=path, unit=unit, slice=slice_name) if systemd else Place(path=path)
+
+
+def _unit(wanted: str) -> tuple[str, str]:
+    """slice and scope of "slice:prefix:name"."""
+    words = wanted.split(":")
+    if len(words) != 3 or not words[2] or any("/" in word for word in words):
+        raise Invalid(
+            what="read linux.cgroupsPath",
+            cause=f"{wanted!r} is neither a path nor slice:prefix:name",
+            remedy="write an absolute path, or three words such as system.slice:engine:container",
+        )
+    slice_name, prefix, name = words
+    if not slice_name.removesuffix(".slice"):
+        slice_name = "system.slice"
+    elif not slice_name.endswith(".slice"):
+        slice_name += ".slice"
+    stem = f"{prefix}-{name}" if prefix else name
+    return slice_name, stem if stem.endswith((".scope", ".slice")) else stem + ".scope"
+
+
+def slice_path(name: str) -> str:
+    """a-b.slice lies in a.slice (systemd.slice(5)); "-.slice" is the root. Raises Invalid for a name systemd refuses."""
+    if name == "-.slice":
+        return ""
+    words = name.removesuffix(".slice").split("-")
+    if not all(words) or "/" in name:
+        raise Invalid(what="read linux.cgroupsPath", cause=f"{name!r} is no name of a slice: a part between dashes is empty")
+    return "".join("/" + "-".join(words[: count + 1]) + ".slice" for count in range(len(words)))
+
+
+def below(parent: str, prefix: str, name: str) -> str:
+    """The cgroupsPath of a container under a pod's `parent`, in the form of the parent: below a slice it is a scope."""
+    last = os.path.basename(parent.rstrip("/"))
+    return f"{last}:{prefix}:{name}" if last.endswith(".slice") else f"{parent.rstrip('/')}/{name}"

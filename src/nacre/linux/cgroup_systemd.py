@@ -1,0 +1,408 @@
+"""Cgroups made by systemd: a container's is a transient scope, delegated to us; a pod's is a slice. systemd.resource-control(5).
+
+systemd sets the limits it has names for, so that a reload does not undo them, and the files are written once more as for every
+cgroup: exact, and those it has no names for. Nothing is kept here: the unit is systemd's, its name stands in the container's record.
+
+A scope lives as long as a process is in it, and init enters late. So a placeholder holds it from `create` to `settle`; it ends with its
+maker too, and systemd then takes the empty scope away: a kill at any moment leaves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+from nacre.linux import cgroup_values, process
+from nacre.linux.bus import Bus, CallRefused, unix_path
+from nacre.linux.cgroup_files import CgroupBusy
+from nacre.linux.cgroup_layout import Layout
+from nacre.linux.cgroup_names import Place
+from nacre.linux.cgroup_values import DeviceRule
+from nacre.linux.cgroups import Cgroup
+from nacre.linux.dbus import BusBroken, Message, Variant
+
+_NAME, _PATH, _MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
+_JOB_S = 30.0
+_INFINITY = (1 << 64) - 1
+
+Properties = list[tuple[str, Variant]]
+
+
+class Systemd:
+    """The manager of the system, or of the user where we are not root: the few calls that cgroups need."""
+
+    def __init__(self) -> None:
+        self._bus = _connect()
+
+    def __enter__(self) -> Systemd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bus.__exit__()
+
+    def _call(self, member: str, signature: str = "", *body: Any) -> tuple[Any, ...]:
+        return self._bus.call(_NAME, _PATH, _MANAGER, member, signature, body)
+
+    def root(self) -> str:
+        """The cgroup below which this manager makes its own: "" for the system's."""
+        answer = self._bus.call(_NAME, _PATH, "org.freedesktop.DBus.Properties", "Get", "ss", (_MANAGER, "ControlGroup"))
+        return str(answer[0].value).rstrip("/")
+
+    def start(self, unit: str, properties: Properties) -> None:
+        """Make the transient unit and wait until it is there. Raises CgroupBusy when systemd's job does not succeed."""
+        self._job(unit, "start", lambda: self._start(unit, properties))
+
+    def _start(self, unit: str, properties: Properties) -> tuple[Any, ...]:
+        body = (unit, "replace", properties, ())
+        try:
+            return self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
+        except CallRefused as refused:
+            if not refused.error.endswith(".UnitExists"):
+                raise
+            self.reset(unit)  # one that failed stays loaded until somebody says that he has seen it
+            return self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", *body)
+
+    def stop(self, unit: str) -> None:
+        """End what is in the unit and take it away; one that is not there is fine."""
+        try:
+            self._job(unit, "stop", lambda: self._call("StopUnit", "ss", unit, "replace"))
+        except CallRefused as refused:
+            if not refused.error.endswith(".NoSuchUnit"):
+                raise
+        self.reset(unit)
+
+    def reset(self, unit: str) -> None:
+        try:
+            self._call("ResetFailedUnit", "s", unit)
+        except CallRefused as refused:
+            if not refused.error.endswith(".NoSuchUnit"):
+                raise
+
+    def set(self, unit: str, properties: Properties) -> None:
+        """Change properties of a living unit until it ends."""
+        self._call("SetUnitProperties", "sba(sv)", unit, True, properties)
+
+    def _job(self, unit: str, act: str, begin: Any) -> None:
+        self._call("Subscribe")
+        self._bus.listen(_NAME, _PATH, _MANAGER, "JobRemoved")
+        (job,) = begin()
+
+        def ours(message: Message) -> bool:
+            return message.member == "JobRemoved" and message.signature == "uoss" and message.body[1] == job
+
+        ended = self._bus.await_signal(f"{act} the unit {unit}", ours, _JOB_S)
+        if ended.body[3] != "done":
+            raise CgroupBusy(
+                what=f"{act} the unit {unit}",
+                cause=f"systemd's job ended with {ended.body[3]!r}",
+                remedy=f"systemctl status {unit}",
+            )
+
+
+def _connect() -> Bus:
+    """The system's bus, else systemd's own socket, which is there without a bus daemon; for a user, the user's. Raises BusBroken."""
+    tried = []
+    for path, daemon in _sockets():
+        try:
+            return Bus(path, daemon=daemon)
+        except BusBroken as broken:
+            tried.append(f"{path}: {broken.cause}")
+    raise BusBroken(
+        what="speak to systemd", cause="no D-Bus socket answers", evidence=tuple(tried), remedy="systemctl start dbus.socket"
+    )
+
+
+def _sockets() -> Iterable[tuple[str, bool]]:
+    if _is_system():
+        yield unix_path(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")) or "/run/dbus/system_bus_socket", True
+        yield "/run/systemd/private", False
+        return
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    yield unix_path(os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")) or f"{runtime}/bus", True
+    yield f"{runtime}/systemd/private", False
+
+
+def _is_system() -> bool:
+    """Root of the machine, not of a user namespace, whose root is an ordinary user to systemd."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return os.geteuid() == 0 and file.read().split() == ["0", "0", "4294967295"]
+
+
+# -- a container's scope, a pod's slice
+
+
+class ScopeCgroup(Cgroup):
+    """A container's cgroup as a transient scope."""
+
+    def __init__(self, layout: Layout, place: Place) -> None:
+        super().__init__(layout, place.path)
+        self._unit, self._slice = place.unit, place.slice
+        self._placeholder: _Placeholder | None = None
+
+    def create(self, *, limits: bool = True) -> None:
+        self._placeholder = _Placeholder()
+        properties: Properties = [
+            ("Description", Variant("s", f"container {self._unit}")),
+            ("Slice", Variant("s", self._slice)),
+            ("Delegate", Variant("b", True)),
+            ("PIDs", Variant("au", [self._placeholder.pid])),
+            ("DefaultDependencies", Variant("b", False)),
+            ("CollectMode", Variant("s", "inactive-or-failed")),
+            *((f"{name}Accounting", Variant("b", True)) for name in ("CPU", "Memory", "Tasks", _block_name(self.layout))),
+        ]
+        try:
+            with Systemd() as systemd:
+                systemd.start(self._unit, properties)
+        except BaseException:
+            self._leave()
+            raise
+        super().create(
+            limits=limits
+        )  # hierarchies that systemd does not know (cpuset, freezer of v1), and controllers it did not hand down
+
+    def settle(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._placeholder is not None:
+            self._placeholder.end()
+            self._placeholder = None
+
+    def apply(self, resources: dict[str, Any]) -> None:
+        named = properties_of(resources, self.layout)
+        if named:
+            with Systemd() as systemd:
+                systemd.set(self._unit, named)
+        super().apply(resources)
+
+    def remove(self) -> None:
+        self._leave()
+        with Systemd() as systemd:
+            systemd.stop(self._unit)
+        super().remove()
+
+
+class SliceCgroup(Cgroup):
+    """A pod's cgroup, or a level of them, as a slice: it holds no process itself."""
+
+    def __init__(self, layout: Layout, path: str) -> None:
+        super().__init__(layout, path)
+        self._unit = os.path.basename(self.path)
+
+    def create(self, *, limits: bool = True) -> None:
+        with Systemd() as systemd:
+            systemd.start(
+                self._unit,
+                [
+                    ("Description", Variant("s", f"cgroup {self._unit}")),
+                    ("DefaultDependencies", Variant("b", False)),
+                    *((f"{name}Accounting", Variant("b", True)) for name in ("CPU", "Memory", "Tasks", _block_name(self.layout))),
+                ],
+            )
+        super().create(limits=limits)
+
+    def apply(self, resources: dict[str, Any]) -> None:
+        named = properties_of(resources, self.layout)
+        if named:
+            with Systemd() as systemd:
+                systemd.set(self._unit, named)
+        super().apply(resources)
+
+    def remove(self) -> None:
+        with Systemd() as systemd:
+            systemd.stop(self._unit)
+        super().remove()
+
+
+def _block_name(layout: Layout) -> str:
+    return "IO" if layout.mode == "v2" else "BlockIO"
+
+
+class _Placeholder:
+    """A process that does nothing until its maker says so, or is gone."""
+
+    def __init__(self) -> None:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        self.pid = process.fork()
+        if self.pid == 0:
+            try:
+                os.close(write)
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_DFL)
+                os.read(read, 1)
+            finally:
+                os._exit(0)
+        os.close(read)
+        self._write = write
+
+    def end(self) -> None:
+        """End and reap it; the container's init may hold a copy of our end of the pipe, so closing alone would not do."""
+        try:
+            os.write(self._write, b".")
+        except BrokenPipeError:
+            pass  # somebody killed it
+        os.close(self._write)
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass
+
+
+# -- from OCI resources to properties
+
+
+def properties_of(resources: dict[str, Any], layout: Layout) -> Properties:
+    """What systemd has a name for, as engines agree to map it; anything else is for the files alone."""
+    modern = layout.mode == "v2"
+    named = [
+        *_cpu(resources.get("cpu") or {}, modern=modern),
+        *_memory(resources.get("memory") or {}, modern=modern),
+        *_block(resources.get("blockIO") or {}, modern=modern),
+    ]
+    limit = (resources.get("pids") or {}).get("limit")
+    if limit is not None:
+        named.append(("TasksMax", Variant("t", limit if limit > 0 else _INFINITY)))
+    if resources.get("devices") is not None:
+        named += _devices(cgroup_values.device_rules(resources["devices"]))
+    if modern:
+        named += _unified(resources.get("unified") or {})
+    return named
+
+
+def _bound(value: int) -> Variant:
+    return Variant("t", value if value >= 0 else _INFINITY)
+
+
+def _cpu(cpu: dict[str, Any], *, modern: bool) -> Properties:
+    named: Properties = []
+    if cpu.get("shares"):
+        weight = ("CPUWeight", cgroup_values.shares_to_weight(cpu["shares"])) if modern else ("CPUShares", max(2, cpu["shares"]))
+        named.append((weight[0], Variant("t", weight[1])))
+    if cpu.get("quota") or cpu.get("period"):
+        named += _quota(cpu.get("quota") or -1, cpu.get("period") or 0)
+    if modern:
+        for key, name in (("cpus", "AllowedCPUs"), ("mems", "AllowedMemoryNodes")):
+            if cpu.get(key):
+                named.append((name, Variant("ay", _mask(cpu[key]))))
+    return named
+
+
+def _quota(quota: int, period: int) -> Properties:
+    """systemd counts microseconds per second, in whole percents of a CPU: rounded up, as too little would be a broken promise."""
+    per_second = _INFINITY
+    if quota > 0:
+        per_second = quota * 1_000_000 // (period or 100_000)
+        per_second += -per_second % 10_000
+    named: Properties = [("CPUQuotaPerSecUSec", Variant("t", per_second))]
+    return [("CPUQuotaPeriodUSec", Variant("t", period)), *named] if period else named
+
+
+def _mask(ranges: str) -> bytes:
+    """ "0-2,5" as a bit mask, least first. What is no such list is left to the kernel's own judgement: an empty mask."""
+    bits = 0
+    for one in ranges.split(","):
+        first, _, last = one.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 8191:
+            return b""
+        bits |= ((1 << (int(last or first) - int(first) + 1)) - 1) << int(first) if int(last or first) >= int(first) else 0
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+def _memory(memory: dict[str, Any], *, modern: bool) -> Properties:
+    limit, swap = memory.get("limit"), memory.get("swap")
+    if not modern:
+        return [("MemoryLimit", _bound(limit))] if limit else []
+    named: Properties = [("MemoryMax", _bound(limit))] if limit else []
+    if memory.get("reservation"):
+        named.append(("MemoryLow", _bound(memory["reservation"])))
+    if swap and swap < 0:
+        named.append(("MemorySwapMax", Variant("t", _INFINITY)))
+    elif swap and limit and 0 < limit <= swap:
+        named.append(("MemorySwapMax", Variant("t", swap - limit)))
+    return named
+
+
+def _block(block: dict[str, Any], *, modern: bool) -> Properties:
+    if not block.get("weight"):
+        return []
+    if modern:
+        return [("IOWeight", Variant("t", cgroup_values.io_weight(block["weight"])))]
+    return [("BlockIOWeight", Variant("t", block["weight"]))]
+
+
+_UNIFIED = {
+    "cpu.weight": "CPUWeight",
+    "memory.min": "MemoryMin",
+    "memory.low": "MemoryLow",
+    "memory.high": "MemoryHigh",
+    "memory.max": "MemoryMax",
+    "memory.swap.max": "MemorySwapMax",
+    "pids.max": "TasksMax",
+}
+
+
+def _unified(unified: dict[str, str]) -> Properties:
+    named: Properties = []
+    for key, text in unified.items():
+        word = text.strip()
+        if key in _UNIFIED and (word == "max" or word.isdigit()):
+            named.append((_UNIFIED[key], Variant("t", _INFINITY if word == "max" else int(word))))
+        elif key in ("cpuset.cpus", "cpuset.mems") and (mask := _mask(word)):
+            named.append(({"cpuset.cpus": "AllowedCPUs", "cpuset.mems": "AllowedMemoryNodes"}[key], Variant("ay", mask)))
+        elif key == "cpu.max":
+            quota, _, period = word.partition(" ")
+            if (quota == "max" or quota.isdigit()) and (not period or period.isdigit()):
+                named += _quota(-1 if quota == "max" else int(quota), int(period or 0))
+    return named
+
+
+def _devices(rules: list[DeviceRule]) -> Properties:
+    """systemd knows lists of what is allowed only. What such a list cannot say is denied by the rules that we attach beside it."""
+    allowed: list[DeviceRule] = []
+    everything = True  # a fresh cgroup's answer
+    for rule in rules:
+        if rule.kind == "a":
+            everything, allowed = rule.allow, []
+        elif rule.allow and not everything:
+            allowed.append(rule)
+        elif not everything:
+            allowed = [
+                one
+                for one in allowed
+                if (one.kind, one.major, one.minor, one.access) != (rule.kind, rule.major, rule.minor, rule.access)
+            ]
+    if everything:
+        return [("DevicePolicy", Variant("s", "auto")), ("DeviceAllow", Variant("a(ss)", []))]
+    drivers = _drivers()
+    entries = [(path, rule.access) for rule in allowed for path in _device_paths(rule, drivers)]
+    # The empty list first: setting the property appends, and an old list must go.
+    return [
+        ("DevicePolicy", Variant("s", "strict")),
+        ("DeviceAllow", Variant("a(ss)", [])),
+        ("DeviceAllow", Variant("a(ss)", entries)),
+    ]
+
+
+def _device_paths(rule: DeviceRule, drivers: dict[tuple[str, int], str]) -> list[str]:
+    word = {"c": "char", "b": "block"}[rule.kind]
+    if rule.major < 0:
+        return [f"{word}-*"] if rule.minor < 0 else []
+    if rule.minor < 0:  # by the driver's name; one that is not loaded has no device to open
+        return [f"{word}-{drivers[rule.kind, rule.major]}"] if (rule.kind, rule.major) in drivers else []
+    return [f"/dev/{word}/{rule.major}:{rule.minor}"]
+
+
+def _drivers() -> dict[tuple[str, int], str]:
+    """(kind, major) to name, from /proc/devices."""
+    found: dict[tuple[str, int], str] = {}
+    kind = "c"
+    with open("/proc/devices", encoding="utf-8") as file:
+        for line in file:
+            words = line.split()
+            if line.startswith("Block"):
+                kind = "b"
+            elif len(words) == 2 and words[0].isdigit():
+                found.setdefault((kind, int(words[0])), words[1])
+    return found
