@@ -1,4 +1,4 @@
-"""PID 1 of a pod's VM: boots the guest, then serves the host over one channel. Run by the kernel as `python3 -ISB …/nacre/agent/main.pyc`.
+"""PID 1 of a pod's VM: boots the guest, then serves the host over one channel. Run by `__main__`.
 
 Whatever ends this process ends the guest: the kernel panics and, told so by `panic=-1`, restarts at once, which QEMU takes for the end.
 """
@@ -226,21 +226,21 @@ class Agent:
 
 def main() -> None:
     """Never returns."""
-    uevents_before = time.monotonic_ns()
+    in_python_ms = time.monotonic_ns() // 1_000_000
     boot.prepare()
+    prepared_ms = time.monotonic_ns() // 1_000_000
     uevents = boot.Uevents()
     port = boot.open_port(uevents)
     agent = Agent(port, uevents)
     gc.collect()
     gc.freeze()
-    print(
-        f"nacre-agent: ready {time.monotonic_ns() // 1_000_000} ms after boot, {uevents_before // 1_000_000} in Python",
-        flush=True,
-    )
+    ready_ms = time.monotonic_ns() // 1_000_000
+    print(f"nacre-agent: Python after {in_python_ms} ms, mounts and modules {prepared_ms}, ready {ready_ms}", flush=True)
     agent.loop.run()
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """`main`, and the end of the machine when that ends."""
     try:
         main()
     except BaseException as error:

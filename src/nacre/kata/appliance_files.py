@@ -18,8 +18,7 @@ from nacre.kata import appliance_collect
 from nacre.kata.appliance_cpio import Archive
 from nacre.oci.errors import Failure
 
-PACKAGES = ("agent", "runc", "oci", "linux")  # of nacre, inside the guest
-_ENTRY = "nacre.agent.main"
+_ENTRIES = ("nacre.agent.__main__", "nacre.agent.main")
 _LATER = (
     "encodings.ascii",
     "encodings.latin_1",
@@ -52,6 +51,7 @@ class Interpreter:
     version: str
     modules: dict[str, str]  # name to source or shared object
     shared: tuple[str, ...]  # shared libraries, the loader among them
+    prepared: bytes  # see nacre.agent.prepared
 
 
 def source_directory() -> str:
@@ -70,7 +70,7 @@ def interpreter() -> Interpreter:
             cause="neither /usr/bin/python3 nor this one is 3.11 or newer",
             remedy="apt-get install python3",
         )
-    command = [path, "-ISB", "-X", "utf8", appliance_collect.__file__, source_directory(), _ENTRY, *_LATER]
+    command = [path, "-ISB", "-X", "utf8", appliance_collect.__file__, source_directory(), *_ENTRIES, *_LATER]
     found = json.loads(_output(command, "look what the agent loads"))
     modules = found["modules"]
     binaries = [found["interpreter"], *(file for file in modules.values() if ".so" in os.path.basename(file)), _seccomp(path)]
@@ -80,6 +80,7 @@ def interpreter() -> Interpreter:
         version=found["version"].partition(" ")[0],
         modules=modules,
         shared=tuple(sorted({*_needed(binaries), binaries[-1]})),
+        prepared=bytes.fromhex(found["prepared"]),
     )
 
 
@@ -122,6 +123,7 @@ def write(archive: Archive, python: Interpreter, modules: Iterable[tuple[str, by
         order.append(name)
         files[f"/lib/nacre/modules/{name}.ko"] = (data, 0o644)
     files["/lib/nacre/modules/order"] = ("\n".join(order).encode(), 0o644)
+    files["/lib/nacre/prepared"] = (python.prepared, 0o644)
     files["/etc/passwd"] = (b"root:x:0:0:root:/:/bin/false\n", 0o644)
     files["/etc/group"] = (b"root:x:0:\n", 0o644)
     files = {_merged(path): value for path, value in files.items()}
