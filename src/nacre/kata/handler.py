@@ -154,30 +154,29 @@ class KataHandler:
         """What makes a clone this pod's machine."""
         self._record("vm", "QEMU", {"line": self.vm.line, "start": self.start_kind})
         self._grow(sizing.hot_bytes((), sizing.memory_limit(sandbox.resources), self.vm.shape))
-        self._call(
-            protocol.Identify(
-                entropy=os.urandom(64), now_ns=time.time_ns(), hostname=sandbox.hostname or "pod", machine_id=os.urandom(16).hex()
-            )
+        identity = protocol.Identify(
+            entropy=os.urandom(64), now_ns=time.time_ns(), hostname=sandbox.hostname or "pod", machine_id=os.urandom(16).hex()
         )
-        self._call(
-            protocol.Sandbox(
-                hostname=sandbox.hostname,
-                sysctls=dict(sandbox.sysctls),
-                shm_bytes=sandbox.shm_bytes,
-                shared_pid="pid" in sandbox.namespaces,
-            )
+        settings = protocol.Sandbox(
+            hostname=sandbox.hostname,
+            sysctls=dict(sandbox.sysctls),
+            shm_bytes=sandbox.shm_bytes,
+            shared_pid="pid" in sandbox.namespaces,
         )
+        self._calls(identity, settings)
 
     def _grow(self, hot_bytes: int) -> None:
         """Begin to give the guest so much memory, and the CPUs of the pod; `_grown` waits for it."""
         self._grown()
         cpus = sizing.cpus(self.sandbox.resources, self.vm.shape)
+        if cpus == 1 and hot_bytes <= self._hot_bytes:
+            return
         if hot_bytes > self._hot_bytes:
             self.vm.grow(hot_bytes)
             self._hot_bytes = hot_bytes
         if cpus > 1:
             self.vm.add_cpus(cpus)
-        self._growing = self.vm.agent.ask(protocol.Machine(memory_bytes=self._hot_bytes, cpus=cpus, wait_s=GROW_S))
+        self._growing = self.vm.ask(protocol.Machine(memory_bytes=self._hot_bytes, cpus=cpus, wait_s=GROW_S))
 
     def _grown(self) -> None:
         """The memory that was asked for is there. Raises the agent's Failure when the guest could not take it."""
@@ -278,12 +277,19 @@ class KataHandler:
     # what happens by itself
 
     def _call(self, parameters: Any, timeout_s: float = 30.0) -> Any:
+        return self._calls(parameters, timeout_s=timeout_s)[0]
+
+    def _calls(self, *requests: Any, timeout_s: float = 30.0) -> list[Any]:
+        """All are sent before the first answer is waited for; the guest takes them in order."""
         began = time.monotonic_ns()
-        answer = self.vm.call(parameters, timeout_s)
-        name = type(parameters).__name__.lower()
-        if not isinstance(parameters, protocol.Stats):
-            self._record("agent", name, documents.shown(parameters), time.monotonic_ns() - began)
-        return answer
+        asked = [self.vm.ask(one) for one in requests]
+        answers = []
+        for one, request in zip(asked, requests, strict=True):
+            answers.append(self.vm.answer(one, timeout_s))
+            if not isinstance(request, protocol.Stats):
+                name = type(request).__name__.lower()
+                self._record("agent", name, documents.shown(request), time.monotonic_ns() - began)
+        return answers
 
     def _record(self, joint: str, what: str, document: Any, took_ns: int | None = None) -> None:
         if self._sandbox is not None and self._sandbox.pod_uid and self._sandbox.trace_dir:

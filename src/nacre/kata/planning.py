@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nacre.config import Config, KataConfig
-from nacre.kata import appliance, machine
+from nacre.kata import appliance, machine, sizing
 from nacre.kata.machine import Boot, Shape, Wires
 from nacre.kata.plan import VERSION, Plan, path
 from nacre.kata.process import QemuMissing
@@ -47,7 +47,7 @@ def shape(settings: KataConfig, accelerator: str) -> Shape:
         qemu=binary,
         qemu_version=version,
         accelerator=accelerator,
-        ram_bytes=(ram_mib + ram_mib % 2) * machine.MIB,
+        ram_bytes=(ram_mib + ram_mib % 2) * machine.MIB + sizing.INCLUDED_BYTES,
         hot_bytes=machine.hot_bytes_of_host(),
         max_cpus=machine.cpus_of_host(),
     )

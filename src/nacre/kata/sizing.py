@@ -1,4 +1,9 @@
-"""How large a pod's VM is: CPUs and memory from the pod's limits. The guest's base RAM serves kernel and agent; this is what comes on top."""
+"""How large a pod's VM is: CPUs and memory from the pod's limits.
+
+Each guest boots with room for its kernel and agent and INCLUDED_BYTES beyond, which cost the host nothing until they are touched: most
+pods are served by that, for plugging memory in takes the guest 80 ms. What a pod's limits ask for on top is hot-added. Inside, containers are held to
+their own limits by the guest's cgroups.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,8 @@ from typing import Any
 from nacre.kata.machine import MIB, Shape
 from nacre.oci.errors import Failure
 
-DEFAULT_BYTES = 512 * MIB  # for a pod of whose containers one has no limit: memory is given when touched, not before
+INCLUDED_BYTES = 512 * MIB
+DEFAULT_BYTES = INCLUDED_BYTES  # for containers without a limit, all of a pod's together
 GRAIN = 4 * MIB  # virtio-mem plugs whole blocks of this size
 _PAGE_SHARE = 64  # of hot-added memory the guest's kernel takes a 64th to keep account of its pages
 
@@ -21,7 +27,8 @@ def hot_bytes(limits: Iterable[int], pod_limit: int, shape: Shape) -> int:
     """Memory to add for containers with these limits (0: none) in a pod with this one (0: none known). Raises VmTooSmall."""
     known = list(limits)
     asked = max(pod_limit, sum(known) + (DEFAULT_BYTES if 0 in known else 0)) or DEFAULT_BYTES
-    wanted = -(-(asked + asked // _PAGE_SHARE) // GRAIN) * GRAIN
+    beyond = max(0, asked - INCLUDED_BYTES)
+    wanted = -(-(beyond + beyond // _PAGE_SHARE) // GRAIN) * GRAIN
     if wanted > shape.hot_bytes:
         raise VmTooSmall(
             what="size the pod's virtual machine",

@@ -142,12 +142,15 @@ class Vm:
 
     def call(self, parameters: Any, timeout_s: float = 30.0) -> Any:
         """A method of the agent (see channel.Agent.call); a machine that ended meanwhile is the failure then."""
+        return self.answer(self.ask(parameters), timeout_s)
+
+    def ask(self, parameters: Any) -> tuple[int, str, type | None]:
+        """Send a request; `answer` of what this returns must follow."""
         with self._explained(f"{type(parameters).__name__.lower()} in the guest"):
-            asked = self.agent.ask(parameters)
-        return self.answer(asked, timeout_s)
+            return self.agent.ask(parameters)
 
     def answer(self, asked: tuple[int, str, type | None], timeout_s: float) -> Any:
-        """Of what `agent.ask` returned."""
+        """Of what `ask` returned."""
         try:
             with self._explained(f"{asked[1]} in the guest"):
                 return self.agent.answer(asked, timeout_s)
