@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -24,6 +25,7 @@ class Guest:
 
     process: subprocess.Popen[bytes]
     sock: socket.socket
+    monitor: socket.socket
     console: Path
     channel: frames.Channel = field(default_factory=frames.Channel)
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -34,9 +36,12 @@ class Guest:
     held_back: set[int] = field(default_factory=set)  # streams that get no credit
     number: int = 0
 
-    def call(self, method: str, *, wait_s: float = CALL_S, **params: Any) -> Any:
+    def __post_init__(self) -> None:
+        self._lines = self.monitor.makefile("r")
+
+    def call(self, method: str, *, timeout_s: float = CALL_S, **params: Any) -> Any:
         """The method's result as its dataclass. Raises the Failure that the guest answered."""
-        return self.answer(self.ask(method, **params), method, wait_s)
+        return self.answer(self.ask(method, **params), method, timeout_s)
 
     def ask(self, method: str, **params: Any) -> int:
         self.number += 1
@@ -106,12 +111,22 @@ class Guest:
         self.until(lambda: stream in self.ended, f"the end of stream {stream}")
         return bytes(self.output.get(stream, b"")).decode()
 
+    def plug(self, command: str, **arguments: Any) -> None:
+        """One QMP command."""
+        self.monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        answer = json.loads(self._lines.readline())
+        while "event" in answer or "QMP" in answer:
+            answer = json.loads(self._lines.readline())
+        assert "return" in answer, answer
+
     def said(self) -> str:
         return "\n".join(self.console.read_text(errors="replace").splitlines()[-60:])
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+        self._lines.close()
+        self.monitor.close()
         self.sock.close()
 
 
@@ -125,13 +140,17 @@ def boot(
 ) -> Guest:
     """QEMU under TCG; `drives` are serial to file, read-only. Answers before the guest has booted."""
     ours, theirs = socket.socketpair()
+    monitor, their_monitor = socket.socketpair()
     console = workdir / "console.log"
     before, _, after = appliance.cmdline.partition(" -- ")
     command = [
-        "qemu-system-x86_64", "-machine", "q35,acpi=on", "-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "1,maxcpus=2",
-        "-m", f"{memory_mib}M,slots=1,maxmem=2G", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "qemu-system-x86_64", "-machine", "q35,acpi=on", "-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-smp", "cpus=1,maxcpus=2,sockets=2",
+        "-m", f"{memory_mib}M,slots=1,maxmem={memory_mib + 512}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-serial", f"file:{console}", "-kernel", appliance.kernel, "-initrd", appliance.initrd,
         "-append", f"console=ttyS0 {before} -- {after}",
+        "-object", "memory-backend-ram,id=more,size=512M,reserve=off",
+        "-device", "virtio-mem-pci,id=memory,memdev=more,requested-size=0,block-size=2M",
+        "-chardev", f"socket,id=qmp,fd={their_monitor.fileno()}", "-mon", "chardev=qmp,mode=control",
         "-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={theirs.fileno()}",
         "-device", f"virtserialport,chardev=agent,name={protocol.PORT}",
     ]  # fmt: skip
@@ -139,13 +158,16 @@ def boot(
         command += ["-drive", f"id={serial},file={path},format=raw,if=none,readonly=on"]
         command += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
     with (workdir / "qemu.log").open("wb") as log:
-        process = subprocess.Popen([*command, *extra], pass_fds=[theirs.fileno()], stderr=log)
+        process = subprocess.Popen([*command, *extra], pass_fds=[theirs.fileno(), their_monitor.fileno()], stderr=log)
     theirs.close()
-    return Guest(process=process, sock=ours, console=console)
+    their_monitor.close()
+    guest = Guest(process=process, sock=ours, monitor=monitor, console=console)
+    guest.plug("qmp_capabilities")
+    return guest
 
 
 def hello(guest: Guest) -> protocol.Greeting:
     nonce = os.urandom(8).hex()
-    greeting: protocol.Greeting = guest.call("hello", version=protocol.VERSION, nonce=nonce, wait_s=BOOT_S)
+    greeting: protocol.Greeting = guest.call("hello", version=protocol.VERSION, nonce=nonce, timeout_s=BOOT_S)
     assert greeting.nonce == nonce
     return greeting

@@ -357,6 +357,43 @@ def test_an_empty_directory_has_its_size_and_mode(guest: Guest) -> None:
     guest.call("remove_volume", name="scratch")
 
 
+def test_memory_and_processors_that_are_plugged_in_are_used(guest: Guest) -> None:
+    before = guest.call("machine")
+    asked = guest.ask("machine", memory_bytes=200 << 20, cpus=2, wait_s=30)
+    guest.step(0.1)
+    guest.plug("qom-set", path="/machine/peripheral/memory", property="requested-size", value=200 << 20)
+    guest.plug("device_add", driver="max-x86_64-cpu", id="cpu1", **{"socket-id": 1, "core-id": 0, "thread-id": 0})
+    size = guest.answer(asked, "machine")
+    assert size.cpus == before.cpus + 1
+    assert size.memory_bytes == before.memory_bytes + (200 << 20) == before.memory_bytes + size.hot_memory_bytes
+    guest.plug("qom-set", path="/machine/peripheral/memory", property="requested-size", value=240 << 20)
+    assert guest.call("machine", memory_bytes=240 << 20).hot_memory_bytes == 240 << 20
+    with pytest.raises(Failure, match=f"there are {240 << 20} bytes and 2 processors"):
+        guest.call("machine", cpus=3, wait_s=1)
+
+
+def test_containers_of_a_pod_can_share_their_processes(guest: Guest) -> None:
+    guest.call("sandbox", hostname="shared", shared_pid=True)
+    settings = document("/bin/sleep", "1000")
+    for space in settings["linux"]["namespaces"]:
+        if space["type"] == "pid":
+            space["path"] = "/run/host/ns/pid"
+    create(guest, "left", settings)
+    guest.call("start", container="left")
+    out = guest.open(receives=True)
+    settings["process"]["args"] = ["/bin/busybox", "ps", "-o", "pid,args"]
+    create(guest, "right", settings, slot="slot1", stdout=out)
+    guest.call("start", container="right")
+    assert guest.exit_of("right").code == 0
+    listed = guest.read(out)
+    assert "sleep 1000" in listed
+    assert "nacre-pod-init" in listed or "    1 " in listed
+    guest.call("kill", container="left", signal=9)
+    assert guest.exit_of("left").code == 137
+    for name in ("left", "right"):
+        guest.call("delete", container=name)
+
+
 def test_the_throw_away_container_warms_the_guest_and_leaves_nothing(guest: Guest) -> None:
     guest.call("warm")
     guest.call("warm")

@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import struct
-import uuid as uuids
 from contextlib import ExitStack
 
 from nacre.agent.protocol import Root
@@ -49,9 +48,14 @@ def check(device: str, wanted: str) -> None:
         boot.flush_buffers(fd)
         block = os.pread(fd, 128, _PLACE)
     magic = struct.unpack_from("<I", block)[0] if len(block) == 128 else 0
-    found = str(uuids.UUID(bytes=block[_UUID_AT : _UUID_AT + 16])) if magic == _MAGIC else "no erofs"
+    found = _dashed(block[_UUID_AT : _UUID_AT + 16].hex()) if magic == _MAGIC else "no erofs"
     if found != wanted.lower():
         raise DriveMismatch(what=f"mount {device}", cause=f"it holds {found}, announced was {wanted}")
+
+
+def _dashed(digits: str) -> str:
+    """As a UUID is written; the module uuid would bring half of the library along."""
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def mount_own(directory: str) -> None:

@@ -86,7 +86,7 @@ def memory_bytes() -> int:
 
 
 def _online_cpus() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if not os.path.exists(f"{_CPUS}/online") else _numbers(_read(f"{_CPUS}/online"))
+    return _numbers(_read(f"{_CPUS}/online"))
 
 
 def _numbers(text: str) -> list[int]:
@@ -99,42 +99,33 @@ def _numbers(text: str) -> list[int]:
 
 
 class Plugged:
-    """What the host plugs in at run time. `boot_bytes` is what was there at first."""
+    """What the host plugs in at run time, beyond what was there at first."""
 
     def __init__(self) -> None:
-        self._block = int(_read(f"{_MEMORY}/block_size_bytes"), 16) if os.path.isdir(_MEMORY) else 0
-        self._first = set(self._blocks())
+        self._booted_bytes = memory_bytes()
 
     def size(self) -> Size:
-        return Size(
-            memory_bytes=memory_bytes(),
-            hot_memory_bytes=self._block * len([name for name in self._added() if _state(name) == "online"]),
-            cpus=len(_online_cpus()),
-        )
+        total = memory_bytes()
+        return Size(memory_bytes=total, hot_memory_bytes=max(0, total - self._booted_bytes), cpus=len(_online_cpus()))
 
     def bring_online(self, wanted: Machine) -> bool:
         """Whatever is there and off; answers whether all that is wanted is on now."""
-        for name in self._added():
-            if _state(name) == "offline":
-                _write(f"{_MEMORY}/{name}/state", "online_kernel")  # for anything: the maps of later memory come from it
-        for name in os.listdir(_CPUS):
-            switch = f"{_CPUS}/{name}/online"
+        for block in _numbered(_MEMORY, "memory"):
+            if _read(f"{block}/state") == "offline":
+                _write(f"{block}/state", "online_kernel")  # for anything: the maps of later memory come from it
+        for processor in _numbered(_CPUS, "cpu"):
             more = not wanted.cpus or len(_online_cpus()) < wanted.cpus
-            if more and name[3:].isdigit() and os.path.exists(switch) and _read(switch) == "0":
+            switch = f"{processor}/online"  # the first one has none
+            if more and os.path.exists(switch) and _read(switch) == "0":
                 _write(switch, "1")
         size = self.size()
         return size.hot_memory_bytes >= wanted.memory_bytes and size.cpus >= wanted.cpus
 
-    def _blocks(self) -> list[str]:
-        names = os.listdir(_MEMORY) if self._block else []
-        return [name for name in names if name.startswith("memory") and name[6:].isdigit()]
 
-    def _added(self) -> list[str]:
-        return sorted(name for name in self._blocks() if name not in self._first)
-
-
-def _state(block: str) -> str:
-    return _read(f"{_MEMORY}/{block}/state")
+def _numbered(base: str, word: str) -> list[str]:
+    """BASE/WORD0, BASE/WORD1, … as far as there are any."""
+    names = os.listdir(base) if os.path.isdir(base) else []
+    return [f"{base}/{name}" for name in sorted(names) if name.startswith(word) and name[len(word) :].isdigit()]
 
 
 # -- the pod

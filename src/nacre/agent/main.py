@@ -23,6 +23,7 @@ from nacre.linux import boot as power
 from nacre.oci.errors import Failure, Invalid, encode, from_exception
 
 READ = 256 << 10
+_LOOK_AGAIN_S = 0.02
 _OUTGOING_LIMIT = 32 << 20  # a host that asks and never reads
 
 
@@ -40,6 +41,7 @@ class Agent:
         self._port, self._uevents = port, uevents
         self._greeted = False  # until then the guest says nothing
         self._waiting: list[tuple[int, Later]] = []
+        self._looking = False
         self._serving = 0  # the request being served
         self._warming: int | None = None  # the request that waits for the throw-away container
         self.loop = Loop(self._child_ended)
@@ -138,7 +140,6 @@ class Agent:
             return
         if isinstance(result, Later):
             self._waiting.append((number, result))
-            self.loop.at(result.deadline, self._plugged_in)
             self._plugged_in()
         elif method != "warm":
             self._answer(number, result)
@@ -196,7 +197,14 @@ class Agent:
                 self._fail(number, later.overdue())
             else:
                 self._answer(number, result)
+        if self._waiting and not self._looking:  # memory that virtio-mem adds to a block that is on is announced to nobody
+            self._looking = True
+            self.loop.at(time.monotonic() + _LOOK_AGAIN_S, self._look_again)
         self.flush()
+
+    def _look_again(self) -> None:
+        self._looking = False
+        self._plugged_in()
 
     def _warm(self, _wanted: p.Warm) -> None:
         self._warming = self._serving
