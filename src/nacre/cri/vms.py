@@ -100,7 +100,7 @@ class Vms:
 
     async def _make(self) -> str | None:
         """Run the maker to its end; its progress into our log. Raises the Failure that it tells."""
-        command = [sys.executable, "-P", "-m", "nacre.kata.template", self._pods.config.prefix]
+        command = [sys.executable, "-P", "-m", "nacre.kata.template", self._pods.config.prefix, str(os.getpid())]
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )

@@ -6,7 +6,7 @@ Written under a temporary name, synced, renamed: a kill leaves a `.new` file tha
 that must be the same in a clone (kernel, root, command line, QEMU, CPU model); a file of another key is stale and goes.
 
 Clones never see the file: `open_sealed` copies it into a memory file and seals that against writing, because QEMU opens its RAM
-file for writing even for a private mapping. `python -m nacre.kata.template PREFIX` makes the template in a process of its own.
+file for writing even for a private mapping. `python -m nacre.kata.template PREFIX PARENT` makes the template in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,6 +38,8 @@ SAVE_S = 60.0
 _FOOTER = struct.Struct(f"!I{len(MAGIC)}s")
 _META_LIMIT = 64 * 1024
 _BLOCK = 1 << 20
+_HASHED = 1 << 16
+_ZEROS = bytes(_HASHED)
 
 
 class TemplateBroken(Failure):
@@ -157,23 +159,35 @@ def _write(file: int, plan: Plan, ram: int, state: int) -> None:
 
 def _copy(source: int, target: int, offset: int) -> None:
     """The whole of `source` to `target` at `offset`; holes stay holes, as most of a small guest's RAM was never touched."""
-    size, position = os.fstat(source).st_size, 0
-    while position < size:
-        try:
-            begin = os.lseek(source, position, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole is left
-            return
-        position = os.lseek(source, begin, os.SEEK_HOLE)
-        for block in range(begin, position, _BLOCK):
-            os.pwrite(target, os.pread(source, min(_BLOCK, position - block), block), offset + block)
+    for begin, end in _extents(source, os.fstat(source).st_size):
+        for block in range(begin, end, _BLOCK):
+            os.pwrite(target, os.pread(source, min(_BLOCK, end - block), block), offset + block)
 
 
 def _digest(fd: int, size: int) -> str:
+    """Of where the bytes lie that are not zero: holes, which copies may have or not, make no difference."""
     import hashlib
-    import mmap
 
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as view:
-        return hashlib.sha256(view).hexdigest()
+    whole = hashlib.sha256(str(size).encode())
+    for begin, end in _extents(fd, size):
+        for block in range(begin - begin % _HASHED, end, _HASHED):
+            data = os.pread(fd, min(_HASHED, size - block), block)
+            if data != _ZEROS[: len(data)]:
+                whole.update(f"@{block}:".encode() + data)
+    return whole.hexdigest()
+
+
+def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of all that is no hole, each block of _HASHED bytes in one extent only."""
+    position = 0
+    while position < size:
+        try:
+            begin = max(position, os.lseek(fd, position, os.SEEK_DATA))
+        except OSError:  # ENXIO: nothing but a hole is left
+            return
+        end = min(size, -(-os.lseek(fd, begin, os.SEEK_HOLE) // _HASHED) * _HASHED)
+        yield begin, end
+        position = end
 
 
 def read(fd: int, name: str = "the template") -> Template:
@@ -227,16 +241,19 @@ def open_state(template: int, found: Template) -> int:
 
 
 def main() -> None:
-    """PREFIX: make sure of the template; progress on stdout, on the last line the path or the failure."""
+    """PREFIX PARENT: make sure of the template; progress on stdout, on the last line the path or the failure."""
     from nacre import config
-    from nacre.oci.errors import encode
+    from nacre.linux.process import set_parent_death_signal
+    from nacre.oci.errors import encode, from_exception
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != int(sys.argv[2]):
+        os._exit(1)
     try:
         path = ensure(config.load(sys.argv[1]), lambda text: print(json.dumps({"progress": text}), flush=True))
         print(json.dumps({"path": path}), flush=True)
-    except Failure as failure:
-        print(json.dumps({"failure": encode(failure)}), flush=True)
+    except (Failure, OSError) as error:
+        print(json.dumps({"failure": encode(from_exception("make the template of virtual machines", error))}), flush=True)
 
 
 if __name__ == "__main__":
