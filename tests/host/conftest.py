@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cri_support import Cri, build_image
-from leftovers import Leftovers, look, settled
+from leftovers import Leftovers, assert_settled, look
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def service(shared_cri: Cri) -> Iterator[Cri]:
     """The shared service; a test must leave nothing behind."""
     before = look(shared_cri.prefix)
     yield shared_cri
-    assert settled(shared_cri.prefix, before) == before
+    assert_settled(shared_cri.prefix, before)
 
 
 @pytest.fixture

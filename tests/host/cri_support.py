@@ -345,3 +345,9 @@ def killed(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     select.select([fd], [], [], 10)
     os.close(fd)
+
+
+def attach_terminal(service: Cri, container: str, words: bytes) -> bytes:
+    """What is heard on a container's terminal after `words` were typed, until it ends."""
+    url = service.runtime.Attach(cri.AttachRequest(container_id=container, stdin=True, stdout=True, tty=True)).url
+    return stream(url, first=(b"\0" + words,)).out

@@ -123,3 +123,11 @@ def _files(prefix: Path) -> tuple[str, ...]:
             continue
         found += [f"{relative}/{name}" for name in (*names, *files) if not name.startswith(("api.db", "cri.db", ".seccomp"))]
     return tuple(sorted(found))
+
+
+def assert_settled(prefix: Path, wanted: Leftovers, *, cgroup: str = "") -> None:
+    """Fails naming what came and what went."""
+    found = settled(prefix, wanted, cgroup=cgroup)
+    for kind in wanted.__dataclass_fields__:
+        before, after = set(getattr(wanted, kind)), set(getattr(found, kind))
+        assert before == after, f"{kind}: left {sorted(after - before)}, missing {sorted(before - after)}"

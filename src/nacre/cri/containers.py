@@ -219,8 +219,8 @@ class Containers:
 
     async def remove(self, record: ContainerRecord) -> None:
         await self.stop(record, 0)
-        connection = self._pods.connections.get(record.sandbox)
-        if connection is not None and not connection.closed:
+        connection = self._pods.connected(record.sandbox)
+        if connection is not None:
             await connection.ask("delete", container=record.id)
         remove_bundle(f"{self._pods.directory(record.sandbox)}/containers/{record.id}")
         self._pods.images.release(record.id)

@@ -52,6 +52,7 @@ class Pods:
         self.layout = cgroups.discover()
         self._ends: dict[str, asyncio.Event] = {}  # container id → set at its end
         self._exec_ends: dict[tuple[str, str], asyncio.Future[dict[str, Any]]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
         self.blocked: dict[str, str] = {}  # container id → why its log cannot be written now
 
     def directory(self, sandbox: str) -> str:
@@ -62,6 +63,14 @@ class Pods:
         if found is None or found.closed:
             raise Failure(what=f"reach pod sandbox {sandbox[:12]}", cause="its shim is gone", remedy="remove the pod sandbox")
         return found
+
+    def lock(self, sandbox: str) -> asyncio.Lock:
+        """Held while a sandbox is stopped, removed, or its shim's end is dealt with: they take turns."""
+        return self._locks.setdefault(sandbox, asyncio.Lock())
+
+    def connected(self, sandbox: str) -> Connection | None:
+        found = self.connections.get(sandbox)
+        return None if found is None or found.closed else found
 
     async def spawn(self, sandbox: str, handler: str) -> Connection:
         known = self.config.handlers.get(handler)
@@ -131,6 +140,7 @@ class Pods:
         connection = self.connections.pop(sandbox, None)
         if connection is not None:
             connection.close()
+        self._locks.pop(sandbox, None)
         unmount_below(self.directory(sandbox))  # a tree with a mount in it must never be walked
         if os.path.isdir(self.directory(sandbox)):
             shutil.rmtree(self.directory(sandbox))
@@ -224,7 +234,13 @@ class Pods:
                 what = f"wait for a command in container {held.name[0]}"
                 self._exec_ends[container, exec_id].set_exception(ShimDied(what=what, cause="the pod's shim is gone"))
         if self.connections.get(sandbox) is not None and record is not None and record.ready:
-            background(self.take_up(record))
+            background(self._lost_shim(sandbox))
+
+    async def _lost_shim(self, sandbox: str) -> None:
+        async with self.lock(sandbox):
+            record = self.store.sandboxes.get(sandbox)
+            if record is not None and record.ready and self.connected(sandbox) is None:
+                await self.take_up(record)
 
     async def shim_died(self, record: SandboxRecord) -> None:
         """Nothing of a pod outlives its shim: kill its cgroup, keep exit codes already written, 137 for the rest."""

@@ -288,11 +288,11 @@ class RuntimeService:
         """What crictl inspect shows below the status: JSON under "info"."""
         config: Any = cri.PodSandboxConfig.FromString(record.config)
         document: dict[str, Any] = {"sandboxID": record.id, "pid": 0, "runtimeHandler": record.handler, "failure": record.failure}
-        connection = self._pods.connections.get(record.id)
+        connection = self._pods.connected(record.id)
         if container:
             config = cri.ContainerConfig.FromString(self._store.container(container).config)
             document["runtimeSpec"] = self._pods.document(record.id, container)
-        if container and connection is not None and not connection.closed:
+        if container and connection is not None:
             state, _none = await connection.ask("state")
             document["pid"] = state["containers"].get(container, {}).get("pid", 0)
         document["config"] = MessageToDict(config, preserving_proto_field_name=True)

@@ -28,11 +28,6 @@ class Sandboxes:
 
     def __init__(self, pods: Pods) -> None:
         self._pods = pods
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    def lock(self, sandbox: str) -> asyncio.Lock:
-        """Held while a sandbox is stopped or removed: two callers take turns."""
-        return self._locks.setdefault(sandbox, asyncio.Lock())
 
     async def run(self, config: Any, handler: str) -> str:
         """Answers the new sandbox's id. Raises Failure with everything undone, the name released too."""
@@ -152,10 +147,13 @@ class Sandboxes:
 
     async def stop(self, record: SandboxRecord, stop_container: Any) -> None:
         """Containers stopped, network detached, namespaces and VM away; the record stays, NOTREADY. Idempotent."""
-        async with self.lock(record.id):
+        async with self._pods.lock(record.id):
             current = self._pods.store.sandboxes.get(record.id)
             if current is None:
                 return
+            if current.ready and self._pods.connected(record.id) is None:
+                await self._pods.shim_died(current)
+                current = self._pods.store.sandboxes[record.id]
             await asyncio.gather(*(stop_container(container, 0) for container in self._pods.store.containers_of(record.id)))
             if current.ready:
                 await self._pods.store.change(current, ready=False)
@@ -163,8 +161,8 @@ class Sandboxes:
                 await self._ask(record.id, "delete", container=container.id)
             if current.attachment:
                 await asyncio.to_thread(self._pods.network.detach, record.id)
-            connection = self._pods.connections.get(record.id)
-            if connection is not None and not connection.closed:
+            connection = self._pods.connected(record.id)
+            if connection is not None:
                 point("cri.stop.before_destroy")
                 del self._pods.connections[record.id]  # its hanging up is no death
                 await _destroy(connection)
@@ -179,11 +177,10 @@ class Sandboxes:
         current = self._pods.store.sandboxes.get(record.id)
         if current is not None:
             await self._pods.store.remove(current)
-        self._locks.pop(record.id, None)
 
     async def _ask(self, sandbox: str, op: str, **request: Any) -> None:
-        connection = self._pods.connections.get(sandbox)
-        if connection is not None and not connection.closed:
+        connection = self._pods.connected(sandbox)
+        if connection is not None:
             await connection.ask(op, **request)
 
 

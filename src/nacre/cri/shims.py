@@ -114,6 +114,8 @@ class Connection:
             message, descriptors = messages.receive(self._socket)
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it was killed with something of ours unread
+            message, descriptors = None, []
         except (OSError, ValueError) as error:
             log.error("%s: %s", self._who, error)
             message, descriptors = None, []

@@ -73,7 +73,7 @@ def build(sandbox: Any, container: Any, image: Image, around: Surroundings) -> d
     if seccomp:
         linux["seccomp"] = seccomp
     return {
-        "ociVersion": "1.2.0",
+        "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
         **({"hostname": sandbox.hostname} if sandbox.hostname and "uts" in around.namespaces else {}),  # else it is the host's
         "process": _process(container, image, around.user, capabilities),
