@@ -106,9 +106,10 @@ def _recorded(config: Config) -> Iterator[tuple[int, int]]:
 
 
 def start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks after boot; 0 when it is gone."""
+    """When the process started, in clock ticks after boot; 0 when it is gone, or dead and only not reaped yet."""
     try:
-        return _stat(str(pid))[0]
+        started, _name, state = _stat(str(pid))
+        return 0 if state in ("Z", "X") else started
     except (FileNotFoundError, ProcessLookupError):
         return 0
 

@@ -170,7 +170,7 @@ def stop(config: Config, *, grace_s: float = 5.0, force: bool = False, say: Any 
     require_root("stop the node")
     pid = node.alive(config)
     if pid and not force:
-        answer = control.ask(config, "down", progress=lambda text: say(f"  {text}"), grace_s=grace_s)
+        answer = _ask_down(config, pid, grace_s, say)
         _await_end(pid, say)
         for note in Network(config).stop():
             say(f"  {note}")
@@ -184,6 +184,19 @@ def stop(config: Config, *, grace_s: float = 5.0, force: bool = False, say: Any 
         say(f"  {line}")
     if not pid:
         say("No daemon was running; " + ("what it had left is gone." if swept else "nothing of it was left."))
+
+
+def _ask_down(config: Config, pid: int, grace_s: float, say: Any) -> dict[str, Any]:
+    """The daemon's own answer; one that does not listen (it starts, it ends) is told by a signal, and the sweep does the rest."""
+    try:
+        return control.ask(config, "down", progress=lambda text: say(f"  {text}"), grace_s=grace_s)
+    except control.NodeDown as failure:
+        say(f"  {failure.cause}; pid {pid} is ended by SIGTERM")
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it was about to
+        return {"pods": 0}
 
 
 def _await_end(pid: int, say: Any) -> None:

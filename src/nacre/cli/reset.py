@@ -56,7 +56,7 @@ def remove(config: Config, doomed: list[str]) -> None:
             shutil.rmtree(path)
         else:
             os.unlink(path)
-    for directory in (config.etc, *_parents(config)):
+    for directory in (f"{config.etc}/manifests", config.etc, *_parents(config)):
         try:
             os.rmdir(directory)
         except OSError:  # never made, or something of the user's own is in it
