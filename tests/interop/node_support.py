@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -58,8 +59,8 @@ class Node:
 
     @contextmanager
     def kubectl_stream(self, *arguments: str) -> Iterator[Iterator[str]]:
-        """The lines of a kubectl that does not end by itself; it is ended with the block."""
-        command = [str(BIN / "nacre"), "--prefix", str(self.prefix), "kubectl", *arguments]
+        """The lines of a kubectl that does not end by itself; it is ended with the block, and after two minutes at the latest."""
+        command = [str(BIN / "nacre"), "--prefix", str(self.prefix), "kubectl", "--request-timeout=120s", *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
@@ -176,14 +177,25 @@ def _processes(prefix: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+# Kept on purpose: images, keys, logs, records, compiled seccomp filters; and what a node's first pod makes for all that follow.
+KEPT = (
+    "var/lib/nacre/images",
+    "var/lib/nacre/pki",
+    "var/lib/nacre/kata",
+    "var/log",
+    "run/nacre/trace",
+    "run/nacre/log",
+    "run/nacre/kata",
+)
+KEPT += ("run/nacre/runc/.seccomp",)
+STANDING = ("run/nacre/runc", "var/lib/nacre/snapshots", "var/lib/nacre/kubelet", "var/lib/nacre/kubelet/pods")
+
+
 def _files(prefix: Path) -> tuple[str, ...]:
-    """What a pod could leave under the prefix: not the logs, databases, images, keys and records that a node keeps on purpose."""
-    kept = ("var/lib/nacre/images", "var/lib/nacre/pki", "var/lib/nacre/kata", "run/nacre/trace", "run/nacre/log", "var/log")
+    """What a pod could leave under the prefix."""
     found = []
     for directory, names, files in os.walk(prefix):
         relative = os.path.relpath(directory, prefix)
-        if relative.startswith(kept):
-            names.clear()
-            continue
-        found += [f"{relative}/{name}" for name in (*names, *files) if not name.startswith(("api.db", "cri.db"))]
-    return tuple(sorted(found))
+        names[:] = [name for name in names if os.path.normpath(f"{relative}/{name}") not in KEPT]
+        found += [os.path.normpath(f"{relative}/{name}") for name in (*names, *files)]
+    return tuple(sorted(path for path in found if path not in STANDING and not re.search(r"/(api|cri)\.db", path)))
