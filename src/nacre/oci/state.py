@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -66,6 +66,7 @@ class Record:
     seccomp_flags: int = 0
     apparmor: str = ""
     selinux: str = ""
+    personality: str = ""
 
     @property
     def directory(self) -> str:
@@ -83,7 +84,7 @@ def advance(record: Record, to: Status, **facts: Any) -> Record:
 
 def save(record: Record) -> None:
     """Write state.json whole."""
-    document = asdict(record) | {"format": FORMAT}
+    document = {one.name: getattr(record, one.name) for one in fields(record)} | {"format": FORMAT}
     path = os.path.join(record.directory, "state.json")
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
