@@ -27,7 +27,13 @@ _MOUNTS = (
     ("devpts", "/dev/pts", "devpts", MountFlag.NOSUID | MountFlag.NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5"),
     ("tmpfs", "/run", "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=755"),
     ("tmpfs", "/tmp", "tmpfs", MountFlag.NOSUID | MountFlag.NODEV, "mode=1777"),
-    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _GUARDED, "nsdelegate"),
+    (
+        "cgroup2",
+        "/sys/fs/cgroup",
+        "cgroup2",
+        _GUARDED,
+        "nsdelegate,favordynmods",
+    ),  # or each process that enters a group waits 10 ms for RCU
 )
 
 

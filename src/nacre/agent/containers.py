@@ -76,7 +76,7 @@ class Containers:
                 drives.mount_own(directory)
                 undo.callback(drives.unmount_root, directory, "")
             with open(f"{directory}/config.json", "w", encoding="utf-8") as file:
-                json.dump(config, file)
+                file.write(json.dumps(config))  # json.dump would encode in Python, not in C
             launch = runc.create(RUNC, wanted.container, directory, stdio=stdio.theirs, tty=stdio.tty, layout=self._cgroups())
             undo.pop_all()
         self.roots[wanted.container] = wanted.root.drive
