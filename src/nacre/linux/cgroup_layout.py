@@ -146,7 +146,7 @@ def parse(mountinfo: str, own: str) -> Layout:
         fields, tail = before.split(" "), after.split(" ")
         if len(fields) < 6 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
             continue
-        root, mount = _unescape(fields[3]), _unescape(fields[4])
+        root, mount = unescape(fields[3]), unescape(fields[4])
         options = tail[2].split(",")
         named = next((option.removeprefix("name=") for option in options if option.startswith("name=")), "")
         controllers = frozenset(options) & frozenset((*KNOWN, "perf_event", "misc"))
@@ -189,7 +189,7 @@ def _v2_controllers(mount: str) -> frozenset[str]:
         return frozenset()
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     """Undo mountinfo's octal escapes of space, tab, newline and backslash."""
     if "\\" not in text:
         return text

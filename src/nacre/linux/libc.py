@@ -57,8 +57,10 @@ def bind(name: str, *argtypes: Any, path: int | None = None, blocking: bool = Fa
 
 def machine() -> str:
     """The machine's name as the syscall table has it: x86_64 or aarch64."""
-    return os.uname().machine
+    return _MACHINE
 
+
+_MACHINE = os.uname().machine  # once: a 32-bit personality would change the answer
 
 # asm-generic numbers are the same for every call since 5.1 (424 and up); older ones differ.
 _COMMON = {
@@ -86,6 +88,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "capget": 125,
         "capset": 126,
         "ioprio_set": 251,
+        "sched_setattr": 314,
     },
     "aarch64": _COMMON
     | {
@@ -97,6 +100,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "capget": 90,
         "capset": 91,
         "ioprio_set": 30,
+        "sched_setattr": 274,
     },
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntFlag
 
-from nacre.linux.libc import CharP, Int, ULong, bind
+from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind
 
 
 class Clone(IntFlag):
@@ -77,7 +77,12 @@ def visiting(targets: Mapping[str, int]) -> Iterator[None]:
         for kind, fd in targets.items():
             before = open_namespace(kind)
             former.append((before, KINDS[kind][0]))
-            setns(fd, KINDS[kind][0])
+            try:
+                setns(fd, KINDS[kind][0])
+            except SyscallError as error:
+                raise SyscallError(
+                    "setns", error.errno or 0, f"{os.readlink(f'/proc/self/fd/{fd}')} as {kind} namespace"
+                ) from None
         yield
     finally:
         for before, flag in reversed(former):
@@ -85,6 +90,28 @@ def visiting(targets: Mapping[str, int]) -> Iterator[None]:
                 setns(before, flag)
             finally:
                 os.close(before)
+
+
+@contextmanager
+def time_namespace(offsets: str) -> Iterator[None]:
+    """A child cloned in the block is born in a new time namespace with `offsets`, lines for /proc/PID/timens_offsets.
+
+    Children alone enter it: the caller's own clocks stay. time_namespaces(7).
+    """
+    before = open_namespace("time")
+    try:
+        unshare(Clone.NEWTIME)
+        fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, offsets.encode())
+        except OSError as error:
+            raise SyscallError("write", error.errno or 0, f"/proc/self/timens_offsets ({offsets.strip()!r})") from error
+        finally:
+            os.close(fd)
+        yield
+    finally:
+        setns(before, Clone.NEWTIME)
+        os.close(before)
 
 
 def sethostname(name: str) -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 from enum import IntFlag
 
-from nacre.linux.libc import AT_FDCWD, SyscallError, syscall
+from nacre.linux.libc import AT_FDCWD, SyscallError, owned, syscall
 
 
 class Resolve(IntFlag):
@@ -26,6 +26,7 @@ class _OpenHow(ctypes.Structure):
 
 
 _IN_ROOT = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
+_MOST_LINKS = 40  # as the kernel's own walk
 
 
 def openat2(directory: int, path: str, flags: int, mode: int = 0, resolve: Resolve = _IN_ROOT) -> int:
@@ -56,8 +57,12 @@ def open_in(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
 def make_directories_in(root: int, path: str, mode: int = 0o755) -> int:
     """Make what is missing of directory `path` below `root`; answers an O_PATH descriptor of it.
 
-    Links on the way are followed inside the root. A dangling link or a file on the way raises SyscallError (ENOENT, ENOTDIR).
+    Links on the way are followed inside the root, and where one leads to nothing that is made. A file on the way is ENOTDIR.
     """
+    return _make_directories(root, path, mode, _MOST_LINKS)
+
+
+def _make_directories(root: int, path: str, mode: int, links: int) -> int:
     try:
         return open_in(root, path, os.O_PATH | os.O_DIRECTORY)
     except OSError as error:
@@ -77,8 +82,7 @@ def make_directories_in(root: int, path: str, mode: int = 0o755) -> int:
                 os.close(current)
                 raise
             try:
-                os.mkdir(part, mode, dir_fd=current)
-                following = open_in(root, done, os.O_PATH | os.O_DIRECTORY)
+                following = _make_directory(root, current, done, mode, links)
             except OSError:
                 os.close(current)
                 raise
@@ -87,20 +91,41 @@ def make_directories_in(root: int, path: str, mode: int = 0o755) -> int:
     return current
 
 
+def _make_directory(root: int, parent: int, path: str, mode: int, links: int) -> int:
+    """The last part of `path`, which is missing in `parent` or a link that leads to nothing."""
+    name = os.path.basename(path)
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+    except FileExistsError:
+        if links == 0:
+            raise SyscallError("openat2", errno.ELOOP, path) from None
+        return _make_directories(root, _link_target(parent, path), mode, links - 1)
+    return open_in(root, path, os.O_PATH | os.O_DIRECTORY)
+
+
+def _link_target(parent: int, path: str) -> str:
+    return os.path.join(os.path.dirname(path), os.readlink(os.path.basename(path), dir_fd=parent))
+
+
 def make_file_in(root: int, path: str, mode: int = 0o644) -> int:
-    """Make file `path` below `root`, with its directories, unless it is there; answers an O_PATH descriptor of it."""
-    try:
-        return open_in(root, path)
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-    head, name = os.path.split(path.rstrip("/"))
-    directory = make_directories_in(root, head or "/")
-    try:
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory))
-    finally:
-        os.close(directory)
-    return open_in(root, path)
+    """Make file `path` below `root`, with its directories, unless it is there; answers an O_PATH descriptor of it.
+
+    A link that leads to nothing (images have such resolv.conf) gets what it leads to, inside the root.
+    """
+    for _ in range(_MOST_LINKS):
+        try:
+            return open_in(root, path)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        head, name = os.path.split(path.rstrip("/"))
+        with owned(make_directories_in(root, head or "/")) as directory:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                os.close(os.open(name, flags, mode, dir_fd=directory))
+            except FileExistsError:
+                path = _link_target(directory, path)
+    raise SyscallError("openat2", errno.ELOOP, path)
 
 
 def read_in(root: int, path: str, limit: int = 1 << 20) -> bytes:

@@ -122,6 +122,33 @@ def fork(flags: int = 0, *, cgroup: int = -1) -> int:
     return pid
 
 
+class _SchedAttr(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("sched_policy", ctypes.c_uint32),
+        ("sched_flags", ctypes.c_uint64),
+        ("sched_nice", ctypes.c_int32),
+        ("sched_priority", ctypes.c_uint32),
+        ("sched_runtime", ctypes.c_uint64),
+        ("sched_deadline", ctypes.c_uint64),
+        ("sched_period", ctypes.c_uint64),
+    ]
+
+
+def sched_setattr(policy: int, flags: int, nice: int, priority: int, deadline: tuple[int, int, int]) -> None:
+    """sched_setattr(2) for this thread; `deadline` is (runtime, deadline, period) in ns for SCHED_DEADLINE."""
+    attributes = _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, *deadline)
+    syscall("sched_setattr", 0, ctypes.byref(attributes), 0)
+
+
+_personality = bind("personality", ULong)
+
+
+def set_personality(persona: int) -> None:
+    """personality(2): execution domain and its flags, kept over execve."""
+    _personality(persona)
+
+
 _execve = bind("execve", CharP, ctypes.c_void_p, ctypes.c_void_p, path=0)
 
 

@@ -36,6 +36,7 @@ PROCESS: Tree = {
     "oomScoreAdj": "int",
     "selinuxLabel": "str",
     "ioPriority": {"!class": "str", "priority": "int"},
+    "execCPUAffinity": {"initial": "str", "final": "str"},
     "scheduler": {
         "!policy": "str",
         "nice": "int",
@@ -306,6 +307,14 @@ def _check_meaning(tree: Tree, what: str) -> None:
         if device["type"] != "p" and not ("major" in device and "minor" in device):
             raise Invalid(what=what, cause=f"linux.devices[{index}] has no major and minor")
     _check_resources(linux.get("resources", {}), what)
+    for clock in linux.get("timeOffsets", {}):
+        if clock not in ("monotonic", "boottime"):
+            raise Invalid(what=what, cause=f"linux.timeOffsets has {clock!r}", remedy="clocks are monotonic and boottime")
+        if "time" not in kinds:
+            raise Invalid(what=what, cause="linux.timeOffsets is set without a time namespace: it would move the host's clocks")
+    for index, mount in enumerate(tree.get("mounts", ())):
+        if bool(mount.get("uidMappings")) != bool(mount.get("gidMappings")):
+            raise Invalid(what=what, cause=f"mounts[{index}] has mappings of users or groups alone")
     if "hostname" in tree and "uts" not in kinds:
         raise Invalid(what=what, cause="hostname is set without a uts namespace: it would rename the host")
     if "domainname" in tree and "uts" not in kinds:

@@ -24,7 +24,7 @@ from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus
 from nacre.oci.state import Record, Status, advance
-from nacre.runc import hooks, init, plan
+from nacre.runc import hooks, id_maps, init, plan
 from nacre.runc.failures import InitDied
 from nacre.runc.launch import Birth, Launcher, hear_execution, namespace_flags
 
@@ -73,8 +73,7 @@ def create(
     spec = oci_spec.load(bundle, config)
     _check(spec, bundle)
     spec["process"]["env"] = [*spec["process"].get("env", ()), *extra_environment]
-    if layout is None:
-        layout = cgroups.discover() if use_cgroups else cgroups.Layout(hierarchies=())
+    layout = layout or (cgroups.discover() if use_cgroups else cgroups.Layout(hierarchies=()))
     terminal = tty or spec["process"].get("terminal", False)
     with ExitStack() as undo:
         lock = store.reserve(root, identifier)
@@ -87,13 +86,15 @@ def create(
             host = _host(
                 record, spec, cgroup, tty=terminal, pivot=not no_pivot, keyring=not no_new_keyring, preserve=preserve_fds
             )
-            orders = _orders(spec, host, _oci_state(record, Status.CREATING), stdio)
+            mapped = undo.enter_context(ExitStack())
+            orders = _orders(record, spec, host, stdio, mapped)
             if cgroup is not None:
                 undo.callback(cgroup.undo)
                 undo.callback(cgroup.remove)
                 cgroup.create()
                 cgroup.apply(spec.get("linux", {}).get("resources", {}))
             child = _launch(record, spec, orders, cgroup, lock, undo)
+            mapped.close()
             if cgroup is not None:
                 cgroup.settle()
             if child.console is not None and console_socket:
@@ -166,6 +167,7 @@ def _first_record(
         hooks={point: spec.get("hooks", {}).get(point, []) for point in ("poststart", "poststop")},
         apparmor=spec["process"].get("apparmorProfile", ""),
         selinux=spec["process"].get("selinuxLabel", ""),
+        personality=spec.get("linux", {}).get("personality", {}).get("domain", ""),
     )
 
 
@@ -212,6 +214,7 @@ def _host(
         filter=seccomp.read_program(record.seccomp) if record.seccomp else b"",
         filter_flags=record.seccomp_flags,
         tty=tty,
+        personality=record.personality,
         pivot=pivot,
         new_keyring=keyring,
         preserve=preserve,
@@ -220,7 +223,10 @@ def _host(
     )
 
 
-def _orders(spec: Mapping[str, Any], host: plan.Host, state: dict[str, Any], stdio: Stdio) -> init.Orders:
+def _orders(record: Record, spec: Mapping[str, Any], host: plan.Host, stdio: Stdio, mapped: ExitStack) -> init.Orders:
+    """`mapped` holds descriptors that the child needs."""
+    state = _oci_state(record, Status.CREATING)
+    host = replace(host, trees=id_maps.open_trees(spec, record.bundle, mapped))
     _, new = plan.namespaces_of(spec)
     due = spec.get("hooks", {})
     first, second, third = (None, None, None) if host.tty else stdio
@@ -248,17 +254,15 @@ def _birth(spec: Mapping[str, Any], held: ExitStack) -> Birth:
             ) from error
         held.callback(os.close, opened[kind])
     linux = spec.get("linux", {})
+    offsets = linux.get("timeOffsets", {})
     return Birth(
-        flags=namespace_flags(dict.fromkeys(new)),
+        flags=namespace_flags(dict.fromkeys(new - ({"time"} if offsets else set()))),
+        time_offsets="".join(f"{clock} {one.get('secs', 0)} {one.get('nanosecs', 0)}\n" for clock, one in offsets.items()),
         visit={kind: fd for kind, fd in opened.items() if kind != "user"},
         user=opened.get("user", -1),
-        uid_map=_id_map(linux.get("uidMappings", ())),
-        gid_map=_id_map(linux.get("gidMappings", ())),
+        uid_map=id_maps.lines(linux.get("uidMappings", ())),
+        gid_map=id_maps.lines(linux.get("gidMappings", ())),
     )
-
-
-def _id_map(mappings: Sequence[Mapping[str, int]]) -> str:
-    return "".join(f"{one['containerID']} {one['hostID']} {one['size']}\n" for one in mappings)
 
 
 def adjust_oom_score(pid: int, tree: Mapping[str, Any]) -> list[str]:

@@ -49,6 +49,7 @@ def execute(
         filter=seccomp.read_program(record.seccomp) if record.seccomp else b"",
         filter_flags=record.seccomp_flags,
         tty=terminal,
+        personality=record.personality,
         preserve=preserve_fds,
         security=plan.security_labels(
             checked.get("apparmorProfile", record.apparmor), checked.get("selinuxLabel", record.selinux)
@@ -80,7 +81,7 @@ def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Std
             raise WrongStatus(what=f"execute in container {record.id}", cause="it has just ended")
         cgroup = cgroup_of(record, sub_cgroup)
         if cgroup is not None and sub_cgroup:
-            cgroup.create()
+            cgroup.create(limits=False)
         gates = [] if cgroup is None else _gates(cgroup, record)
         for _, fd in gates:
             opened.callback(os.close, fd)
@@ -91,7 +92,7 @@ def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Std
             opened.callback(os.close, visit["pid"])
         flags = 0
         for kind in KINDS:
-            if kind not in ours and kind not in ("pid", "time"):
+            if kind not in ours and kind != "pid":
                 flags |= KINDS[kind][0]
         size = tree.get("consoleSize", {})
         # The cgroups first: entering them by gates needs nothing of the host, and the cgroup namespace is joined from inside.
@@ -101,7 +102,8 @@ def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Std
         before.append(ps.OpenRootDirectory())
         if host.tty:
             before.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=False))
-        before += [ps.NewSession(), ps.EnterCgroups(False)]
+        affinity = tree.get("execCPUAffinity", {})
+        before += [ps.NewSession(), *_on_cpus(affinity, "initial"), ps.EnterCgroups(False), *_on_cpus(affinity, "final")]
         first, second, third = (None, None, None) if host.tty else stdio
         orders = init.Orders(
             maps=False,
@@ -113,6 +115,11 @@ def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Std
             container=record.id,
         )
         return Launcher(orders, Birth(visit=visit), gates=gates, listener=None)
+
+
+def _on_cpus(affinity: Mapping[str, str], moment: str) -> list[fs.Step]:
+    words = affinity.get(moment)
+    return [ps.SetAffinity(plan.cpus(words, f"read process.execCPUAffinity.{moment}"))] if words else []
 
 
 def _same(kind: str, pid: int) -> bool:

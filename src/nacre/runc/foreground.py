@@ -1,4 +1,9 @@
-"""`run` and `exec` without --detach: wait for the process, pass signals and, with a terminal, bytes between ours and the container's."""
+"""`run` and `exec` without --detach: wait for the process, pass signals and, with a terminal, bytes between ours and the container's.
+
+with foreground.signals() as pending:     from before there is a process: a signal must not end us and leave a container behind
+    … create and start …
+    status = foreground.attend(pid, console, pending)
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ import signal
 import sys
 import termios
 import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from nacre.linux.libc import owned
 from nacre.linux.process import pidfd_open, pidfd_send_signal
@@ -17,12 +24,27 @@ _OWN = {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP, signal.SIGURG, signal.SI
 _CHUNK = 1 << 16
 
 
-def attend(pid: int, console: int | None) -> int:
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Signals that come before `attend` are kept in the list, for it to pass on."""
+    pending: list[int] = []
+    numbers = [number for number in signal.valid_signals() - _OWN if number < 32]
+    before = {number: signal.signal(number, lambda got, _frame: pending.append(got)) for number in numbers}
+    try:
+        yield pending
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)
+
+
+def attend(pid: int, console: int | None, pending: list[int]) -> int:
     """Until child `pid` ends; its exit status, 128+N for signal N. `console` is closed."""
     with owned(pidfd_open(pid)) as pidfd:
-        forwarded = {number for number in signal.valid_signals() - _OWN if number < 32}
-        for number in forwarded:
-            signal.signal(number, lambda got, _frame: _pass_on(pidfd, got, console))
+        for number in signal.valid_signals() - _OWN:
+            if number < 32:
+                signal.signal(number, lambda got, _frame: _pass_on(pidfd, got, console))
+        for early in pending:
+            _pass_on(pidfd, early, console)
         if console is None:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
@@ -41,7 +63,7 @@ def _status(pid: int) -> int:
 
 def _pass_on(pidfd: int, number: int, console: int | None) -> None:
     if number == signal.SIGWINCH and console is not None:
-        _copy_size(console)
+        copy_size(console)
         return
     try:
         pidfd_send_signal(pidfd, number)
@@ -49,7 +71,8 @@ def _pass_on(pidfd: int, number: int, console: int | None) -> None:
         return  # it has just ended
 
 
-def _copy_size(console: int) -> None:
+def copy_size(console: int) -> None:
+    """Give the container's terminal the size of ours."""
     try:
         size = fcntl.ioctl(sys.stdin.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
         fcntl.ioctl(console, termios.TIOCSWINSZ, size)
@@ -62,8 +85,8 @@ def _shuttle(pidfd: int, console: int) -> None:
     stdin, stdout = 0, 1
     before = termios.tcgetattr(stdin) if os.isatty(stdin) else None
     if before is not None:
-        tty.setraw(stdin)
-        _copy_size(console)
+        tty.setraw(stdin, termios.TCSADRAIN)  # what was typed already is the container's
+        copy_size(console)
     poll = select.poll()
     for fd in (pidfd, console, stdin):
         poll.register(fd, select.POLLIN)

@@ -23,7 +23,7 @@ from nacre.linux import process
 from nacre.oci.errors import Failure, encode
 from nacre.runc.failures import StepFailed, step_failed
 from nacre.runc.process_steps import JoinProcess
-from nacre.runc.steps import Context, Step
+from nacre.runc.steps import BindMount, Context, Step
 
 NAME = "nacre:init"  # until execve gives another: tells a container that was never started from one that runs
 _BUSY = 250  # exit status of a child that could not say what happened
@@ -59,8 +59,9 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
     current: Step | str = "begin"
     try:
         gc.disable()
-        sys.meta_path.insert(0, _Refuse())  # type: ignore[arg-type]  # all of the protocol that import calls
-        process.set_dumpable(enabled=False)
+        sys.meta_path.insert(0, _Refuse())  # all of the protocol that import calls
+        if not orders.maps:
+            process.set_dumpable(enabled=False)
         process.set_name(NAME)
         _reset_signals()
         os.umask(0)
@@ -72,6 +73,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
         context.host_pid = int(os.readlink("/proc/self"))
         if orders.maps:
             _ask(channel, "maps")
+            process.set_dumpable(enabled=False)  # not before: the maps of such a process are root's alone to write
         pending: list[Step] = list(orders.before)
         if orders.hooks:
             _ask(channel, "hooks")
@@ -96,6 +98,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
 def _numbers(orders: Orders) -> set[int]:
     """The descriptors that the orders name."""
     named = {fd for fd in orders.stdio if fd is not None} | set(range(3, 3 + orders.keep)) | {0, 1, 2}
+    named |= {step.tree for step in orders.before if isinstance(step, BindMount)} - {-1}
     return named | {step.descriptor for step in orders.before if isinstance(step, JoinProcess)}
 
 

@@ -11,10 +11,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from nacre.linux import namespaces, process
+from nacre.linux.libc import SyscallError, owned
 from nacre.linux.namespaces import KINDS, Clone
 from nacre.oci.errors import Failure, decode
 from nacre.runc import init
@@ -30,6 +32,7 @@ class Birth:
     user: int = -1  # an existing user namespace, joined by an intermediate that ends at once
     uid_map: str = ""  # lines for /proc/PID/uid_map of a new user namespace
     gid_map: str = ""
+    time_offsets: str = ""  # lines for /proc/PID/timens_offsets of a new time namespace
 
 
 @dataclass(slots=True)
@@ -59,7 +62,10 @@ class Launcher:
         try:
             if birth.user >= 0:
                 return self._fork_in_user_namespace(theirs, listener, gates)
-            with namespaces.visiting(birth.visit):
+            with ExitStack() as there:
+                there.enter_context(namespaces.visiting(birth.visit))
+                if birth.time_offsets:
+                    there.enter_context(namespaces.time_namespace(birth.time_offsets))
                 pid = process.fork(birth.flags)
                 if pid == 0:
                     self._channel.close()
@@ -146,15 +152,20 @@ class Launcher:
         birth = self._birth
         if not birth.uid_map:
             return
-        for name, text in (("gid_map", birth.gid_map), ("uid_map", birth.uid_map)):
-            fd = os.open(f"/proc/{self.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        files = [("gid_map", birth.gid_map), ("uid_map", birth.uid_map)]
+        if os.geteuid() != 0:
+            files.insert(0, ("setgroups", "deny"))  # the price of a group map without privilege: user_namespaces(7)
+        for name, text in files:
+            place = f"/proc/{self.pid}/{name}"
             try:
-                os.write(fd, text.encode())
+                with owned(os.open(place, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+                    os.write(fd, text.encode())
             except OSError as error:
-                error.filename = f"/proc/{self.pid}/{name} ({text.strip()!r})"
-                raise step_failed(f"map the ids of container {self.orders.container}", error) from error
-            finally:
-                os.close(fd)
+                refused = SyscallError("write", error.errno or 0, f"{place} ({text.strip()!r})")
+                failure = step_failed(f"map the ids of container {self.orders.container}", refused)
+                if os.geteuid() != 0:
+                    failure.remedy = "without root a container can map its starter's own ids and no others"
+                raise failure from error
 
     def _died(self) -> Failure:
         """The channel closed without a word."""

@@ -164,42 +164,48 @@ def _run(call: _Call) -> int:
     from nacre.runc import foreground
 
     socket_path, detach = call.options.get("console-socket", ""), call.options.get("detach", False)
-    launch = runc.create(call.root, call.id, call.options.get("bundle", "."), console_socket=socket_path, **_creation(call))
-    call.warn_all(launch)
-    ended = False
-    try:
-        if launch.console is not None and detach:
-            raise Invalid(what=f"run container {call.id}", cause="--detach with process.terminal needs a --console-socket")
-        _write_pid(call.options.get("pid-file"), launch.pid)
-        runc.start(call.root, call.id, call.warn)
-        if detach:
-            ended = True
-            return 0
-        return foreground.attend(launch.pid, launch.console)
-    finally:
-        if not ended and not call.options.get("keep"):
-            runc.delete(call.root, call.id, force=True, warn=call.warn)
+    ended = created = False
+    with foreground.signals() as pending:
+        try:
+            launch = runc.create(
+                call.root, call.id, call.options.get("bundle", "."), console_socket=socket_path, **_creation(call)
+            )
+            created = True
+            call.warn_all(launch)
+            if launch.console is not None and detach:
+                raise Invalid(what=f"run container {call.id}", cause="--detach with process.terminal needs a --console-socket")
+            _write_pid(call.options.get("pid-file"), launch.pid)
+            if launch.console is not None:
+                foreground.copy_size(launch.console)  # before the program can ask for it
+            runc.start(call.root, call.id, call.warn)
+            if detach:
+                ended = True
+                return 0
+            return foreground.attend(launch.pid, launch.console, pending)
+        finally:
+            if created and not ended and not call.options.get("keep"):
+                runc.delete(call.root, call.id, force=True, warn=call.warn)
 
 
 def _exec(call: _Call) -> int:
     from nacre.runc import foreground
 
     chosen = call.options
-    identifier = call.id
     tree = _process(call)
-    launch = runc.execute(
-        call.root,
-        identifier,
-        tree,
-        tty=chosen.get("tty", False),
-        preserve_fds=chosen.get("preserve-fds", 0),
-        console_socket=chosen.get("console-socket", ""),
-        ignore_paused=chosen.get("ignore-paused", False),
-        sub_cgroup=chosen.get("cgroup", ""),
-    )
-    call.warn_all(launch)
-    _write_pid(chosen.get("pid-file"), launch.pid)
-    return 0 if chosen.get("detach") else foreground.attend(launch.pid, launch.console)
+    with foreground.signals() as pending:
+        launch = runc.execute(
+            call.root,
+            call.id,
+            tree,
+            tty=chosen.get("tty", False),
+            preserve_fds=chosen.get("preserve-fds", 0),
+            console_socket=chosen.get("console-socket", ""),
+            ignore_paused=chosen.get("ignore-paused", False),
+            sub_cgroup=chosen.get("cgroup", ""),
+        )
+        call.warn_all(launch)
+        _write_pid(chosen.get("pid-file"), launch.pid)
+        return 0 if chosen.get("detach") else foreground.attend(launch.pid, launch.console, pending)
 
 
 def _process(call: _Call) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nacre.linux.mounts import MountAttr, MountFlag
-from nacre.oci.errors import Unsupported
 
 _NO_FLAGS, _NO_ATTRIBUTES = MountFlag(0), MountAttr(0)
 
@@ -79,12 +78,13 @@ class Options:
     bind: bool = False
     recursive: bool = False
     copy_up: bool = False
+    id_map: str = ""  # "idmap" or "ridmap": with the container's own mappings
     data: str = ""  # what the file system itself understands
 
 
 def parse(words: Sequence[str]) -> Options:
-    """Sort `words`; one that the table lacks is the file system's. Raises Unsupported for id-mapped mounts."""
-    flags, bind, recursive, copy_up = MountFlag(0), False, False, False
+    """Sort `words`; one that the table lacks is the file system's."""
+    flags, bind, recursive, copy_up, id_map = MountFlag(0), False, False, False, ""
     sets, clears = [MountAttr(0), MountAttr(0)], [MountAttr(0), MountAttr(0)]  # of the mount, of its tree
     propagation: list[tuple[MountFlag, bool]] = []
     data: list[str] = []
@@ -104,7 +104,7 @@ def parse(words: Sequence[str]) -> Options:
         elif word == "tmpcopyup":
             copy_up = True
         elif word in ("idmap", "ridmap"):
-            raise Unsupported(what=f"mount with option {word}", cause="id-mapped mounts are not made here yet")
+            id_map = word
         elif word not in ("defaults", ""):
             data.append(word)
     return Options(
@@ -117,6 +117,7 @@ def parse(words: Sequence[str]) -> Options:
         bind=bind,
         recursive=recursive,
         copy_up=copy_up,
+        id_map=id_map,
         data=",".join(data),
     )
 
@@ -148,4 +149,4 @@ def propagation(word: str) -> tuple[MountFlag, bool] | None:
 def known() -> list[str]:
     """Every word of the tables, sorted, for `features`."""
     recursive = [f"r{word}" for word in (*_PROPAGATION, *_TIMES, *(word for word in _FLAGS if _FLAGS[word][0] in _ATTRIBUTES))]
-    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "bind", "rbind", "defaults", "tmpcopyup"})
+    return sorted({*_FLAGS, *_PROPAGATION, *recursive, "bind", "rbind", "defaults", "idmap", "ridmap", "tmpcopyup"})

@@ -9,7 +9,7 @@ import os
 import resource
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nacre.linux.mounts import MountFlag
@@ -37,7 +37,17 @@ _SYSCTLS = (
     ("user.", "user"),
 )
 _IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
-_POLICIES = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5}
+_POLICIES = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}
+_SCHED_FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 0x01,
+    "SCHED_FLAG_RECLAIM": 0x02,
+    "SCHED_FLAG_DL_OVERRUN": 0x04,
+    "SCHED_FLAG_KEEP_POLICY": 0x08,
+    "SCHED_FLAG_KEEP_PARAMS": 0x10,
+    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
+    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
+}
+PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,8 @@ class Host:
     pivot: bool = True
     new_keyring: bool = True
     preserve: int = 0
+    personality: str = ""
+    trees: Mapping[str, int] = field(default_factory=dict)  # destination to a detached id-mapped mount (`id_maps`)
     late_cgroups: bool = False  # a memory limit too small for the set-up: enter when all of it is over
     security: tuple[tuple[str, str], ...] = ()  # (file below /proc/self/attr, text)
 
@@ -80,13 +92,6 @@ def refuse_unsupported(spec: Tree) -> None:
         raise Unsupported(
             what=what, cause="linux.intelRdt is set; cache allocation is not done here", remedy="remove linux.intelRdt"
         )
-    if linux.get("timeOffsets"):
-        raise Unsupported(what=what, cause="linux.timeOffsets is set", remedy="remove linux.timeOffsets")
-    for mount in spec.get("mounts", ()):
-        if mount.get("uidMappings") or mount.get("gidMappings"):
-            raise Unsupported(
-                what=what, cause=f"the mount {mount['destination']} has id mappings", remedy="remove its uidMappings"
-            )
     joined, new = namespaces_of(spec)
     if "mount" not in new:
         how = f"joins {joined['mount']}" if "mount" in joined else "has no mount namespace"
@@ -95,8 +100,13 @@ def refuse_unsupported(spec: Tree) -> None:
         )
     if linux.get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
         raise Unsupported(what=what, cause="linux.mountLabel on a host with SELinux", remedy="remove linux.mountLabel")
-    if linux.get("personality", {}).get("domain", "LINUX") != "LINUX":
-        raise Unsupported(what=what, cause=f"personality {linux['personality']['domain']}", remedy="remove linux.personality")
+    persona = linux.get("personality", {})
+    if persona.get("domain", "LINUX") not in PERSONALITIES or persona.get("flags"):
+        raise Unsupported(
+            what=what,
+            cause=f"linux.personality is {persona}",
+            remedy=f"domains are {' and '.join(PERSONALITIES)}, flags are none",
+        )
 
 
 def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
@@ -191,7 +201,7 @@ def _root(spec: Tree, host: Host) -> list[fs.Step]:
     wanted = _propagation(spec.get("linux", {}))
     keep = wanted is not None and wanted[0] == MountFlag.SHARED
     before = fs.SetPropagation(MountFlag.SHARED if keep else MountFlag.SLAVE, recursive=True)
-    return [before, fs.BindRoot(_rootfs(spec, host.bundle))]
+    return [before, fs.BindRoot(_rootfs(spec, host.bundle), keep)]
 
 
 def _clean(path: str) -> str:
@@ -208,7 +218,8 @@ def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
             options = replace(options, bind=True, recursive=kind == "rbind")
         if not source:
             raise Invalid(what="read config.json", cause=f"the bind mount on {destination} has no source")
-        return fs.BindMount(destination, os.path.normpath(os.path.join(host.bundle, source)), options), False
+        path = os.path.normpath(os.path.join(host.bundle, source))
+        return fs.BindMount(destination, path, options, host.trees.get(destination, -1)), False
     if kind in ("cgroup", "cgroup2"):
         return fs.MountCgroups(destination, host.cgroup_directories, options), False
     if not kind:
@@ -261,6 +272,8 @@ def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
     user = process.get("user", {})
     no_new_privileges = process.get("noNewPrivileges", False)
     steps: list[fs.Step] = [ps.SetSecurityLabel(file, text) for file, text in host.security]
+    if host.personality:
+        steps.append(ps.SetPersonality(host.personality, PERSONALITIES[host.personality]))
     if limits := _limits(process):
         steps.append(ps.SetLimits(limits))
     if scheduling := _scheduling(process):
@@ -290,19 +303,49 @@ def _scheduling(process: Tree) -> ps.SetScheduling | None:
     scheduler, io = process.get("scheduler"), process.get("ioPriority")
     if not scheduler and not io:
         return None
-    policy = priority = nice = 0
-    if scheduler:
-        if scheduler["policy"] not in _POLICIES or scheduler.get("flags"):
-            raise Unsupported(
-                what="read process.scheduler", cause=f"policy {scheduler['policy']!r} with these flags is not set here"
-            )
-        policy, priority, nice = _POLICIES[scheduler["policy"]], scheduler.get("priority", 0), scheduler.get("nice", 0)
     if io and io["class"] not in _IO_CLASSES:
         raise Invalid(
             what="read process.ioPriority", cause=f"class is {io['class']!r}", remedy=f"classes are {', '.join(_IO_CLASSES)}"
         )
     io_priority = _IO_CLASSES[io["class"]] << 13 | io.get("priority", 0) & 7 if io else None
-    return ps.SetScheduling(policy if scheduler else None, priority, nice, io_priority)
+    return ps.SetScheduling(_attributes(scheduler) if scheduler else None, io_priority)
+
+
+def _attributes(scheduler: Tree) -> tuple[int, int, int, int, tuple[int, int, int]]:
+    """process.scheduler as sched_setattr(2) wants it."""
+    if scheduler["policy"] not in _POLICIES:
+        raise Invalid(
+            what="read process.scheduler",
+            cause=f"policy is {scheduler['policy']!r}",
+            remedy=f"policies are {', '.join(_POLICIES)}",
+        )
+    flags = 0
+    for word in scheduler.get("flags", ()):
+        if word not in _SCHED_FLAGS:
+            raise Invalid(
+                what="read process.scheduler", cause=f"flags has {word!r}", remedy=f"flags are {', '.join(_SCHED_FLAGS)}"
+            )
+        flags |= _SCHED_FLAGS[word]
+    for key, low, high in (("nice", -20, 19), ("priority", 0, 99)):
+        if not low <= scheduler.get(key, 0) <= high:
+            raise Invalid(what="read process.scheduler", cause=f"{key} is {scheduler[key]}, outside {low}…{high}")
+    times = scheduler.get("runtime", 0), scheduler.get("deadline", 0), scheduler.get("period", 0)
+    return _POLICIES[scheduler["policy"]], flags, scheduler.get("nice", 0), scheduler.get("priority", 0), times
+
+
+def cpus(text: str, what: str) -> tuple[int, ...]:
+    """`0-2,7` as numbers. Raises Invalid."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, dash, last = part.strip().partition("-")
+        if not _is_cpu(first) or (dash and not _is_cpu(last)) or int(last or first) < int(first):
+            raise Invalid(what=what, cause=f"{text!r} is no list of CPUs", remedy="write it as 0-2,7")
+        found |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))
+
+
+def _is_cpu(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 5
 
 
 def join_order(joined: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fcntl import ioctl
 from typing import Any
 
-from nacre.linux import capabilities, mounts, namespaces, paths, process, seccomp
+from nacre.linux import capabilities, libc, mounts, namespaces, paths, process, seccomp
 from nacre.linux.libc import SyscallError, owned, syscall
 from nacre.linux.namespaces import Clone
 from nacre.oci.errors import Failure
@@ -234,21 +234,44 @@ def _lower(value: int, ceiling: int) -> int:
 class SetScheduling:
     """process.scheduler and process.ioPriority."""
 
-    policy: int | None
-    priority: int
-    nice: int
+    attributes: tuple[int, int, int, int, tuple[int, int, int]] | None  # of sched_setattr(2)
     io_priority: int | None  # class << 13 | level, as ioprio_set(2) wants it
 
     def describe(self) -> str:
         return "set scheduling policy and priorities"
 
     def run(self, context: Context) -> None:
-        if self.policy is not None:
-            os.sched_setscheduler(0, self.policy, os.sched_param(self.priority))
-            if self.nice:
-                os.setpriority(os.PRIO_PROCESS, 0, self.nice)
+        if self.attributes is not None:
+            process.sched_setattr(*self.attributes)
         if self.io_priority is not None:
             syscall("ioprio_set", 1, 0, self.io_priority)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAffinity:
+    """process.execCPUAffinity: the CPUs before and after the cgroup is entered."""
+
+    cpus: tuple[int, ...]
+
+    def describe(self) -> str:
+        return f"run on CPU {', '.join(map(str, self.cpus))}"
+
+    def run(self, context: Context) -> None:
+        os.sched_setaffinity(0, self.cpus)
+
+
+@dataclass(frozen=True, slots=True)
+class SetPersonality:
+    """linux.personality."""
+
+    domain: str
+    number: int
+
+    def describe(self) -> str:
+        return f"set the personality {self.domain}"
+
+    def run(self, context: Context) -> None:
+        process.set_personality(self.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,7 +489,7 @@ def not_executable(what: str, program: str, error: OSError, head: bytes) -> Fail
             remedy = "the script has DOS line ends: convert them"
     elif head.startswith(b"\x7fELF") and len(head) > 20:
         machine = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
-        name, ours = _ELF_MACHINES.get(machine, str(machine)), os.uname().machine
+        name, ours = _ELF_MACHINES.get(machine, str(machine)), libc.machine()
         if name != ours:
             cause, remedy = f"{cause}; it is built for {name}, this machine is {ours}", f"use an image for {ours}"
         elif error.errno == errno.ENOENT:

@@ -13,10 +13,15 @@ import stat
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nacre.linux import mounts, paths
+from nacre.linux import cgroup_layout, mounts, paths
 from nacre.linux.libc import SyscallError, owned
 from nacre.linux.mounts import MountAttr, MountFlag, UnmountFlag
+from nacre.linux.paths import Resolve
+from nacre.oci.errors import Invalid
 from nacre.runc.mount_options import Options
+
+_NO_LINKS = frozenset({"proc", "sysfs"})
+_PLAIN = Resolve.BENEATH | Resolve.NO_SYMLINKS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,13 +65,24 @@ class BindRoot:
     """The root filesystem becomes a mount of its own, as pivot_root(2) wants it."""
 
     path: str
+    shared: bool  # the namespace's mounts still give to the host
 
     def describe(self) -> str:
         return f"take {self.path} as root filesystem"
 
     def run(self, context: Context) -> None:
+        if self.shared:
+            mounts.mount(None, self._mount_point(), None, MountFlag.PRIVATE)
         mounts.mount(self.path, self.path, None, MountFlag.BIND | MountFlag.REC)
+        if self.shared:
+            mounts.mount(None, self.path, None, MountFlag.PRIVATE)
         context.root = paths.open_root(self.path)
+
+    def _mount_point(self) -> str:
+        """The mount that the root filesystem lies in: what a pivot leaves or enters may not be shared (pivot_root(2))."""
+        with open("/proc/self/mountinfo", "rb") as file:
+            places = [cgroup_layout.unescape(os.fsdecode(line.split(b" ")[4])) for line in file]
+        return max((place for place in places if f"{self.path}/".startswith(place.rstrip("/") + "/")), key=len, default="/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +100,8 @@ class MountFilesystem:
     def run(self, context: Context) -> None:
         options = self.options
         with owned(paths.make_directories_in(context.root, self.destination)) as target:
+            if self.fstype in _NO_LINKS:
+                self._refuse_links(context)
             if options.copy_up:
                 self._copy_up(context, target)
                 return
@@ -91,6 +109,19 @@ class MountFilesystem:
         if options.propagation:
             with owned(paths.open_in(context.root, self.destination)) as top:
                 _propagate(top, options)
+
+    def _refuse_links(self, context: Context) -> None:
+        """What is written to /proc/self/attr or /proc/sys must reach the kernel, not a file the image chose (CVE-2019-19921)."""
+        try:
+            os.close(paths.openat2(context.root, self.destination.lstrip("/"), os.O_PATH, resolve=_PLAIN))
+        except SyscallError as error:
+            if error.errno not in (errno.ELOOP, errno.EXDEV):
+                raise
+            raise Invalid(
+                what=self.describe(),
+                cause=f"the image has a link on the way to {self.destination}",
+                remedy="use an image with plain directories there",
+            ) from error
 
     def _copy_up(self, context: Context, target: int) -> None:
         """tmpcopyup: the new file system starts with what it hides."""
@@ -110,13 +141,14 @@ class BindMount:
     destination: str
     source: str
     options: Options
+    tree: int = -1  # the mount itself, detached, where it could not be made from within (id-mapped)
 
     def describe(self) -> str:
         return f"mount {self.source} on {self.destination}"
 
     def run(self, context: Context) -> None:
         options = self.options
-        with owned(mounts.bind_tree(self.source, recursive=options.recursive)) as tree:
+        with owned(self.tree if self.tree >= 0 else mounts.bind_tree(self.source, recursive=options.recursive)) as tree:
             directory = stat.S_ISDIR(os.fstat(tree).st_mode)
             make = paths.make_directories_in if directory else paths.make_file_in
             with owned(make(context.root, self.destination)) as target:
@@ -410,3 +442,5 @@ def copy_tree(source: int, target: int) -> None:
         else:
             continue
         os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
+        if not stat.S_ISLNK(found.st_mode):
+            os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)  # again: chown(2) takes set-id bits away

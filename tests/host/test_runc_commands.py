@@ -1,0 +1,393 @@
+"""nacre-runc's command line: what engines call, in the words and with the exit codes that they expect (standards: OCI command line)."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runc_support import Bundle, environment, leftovers, made
+
+from nacre.linux.process import pidfd_open
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    with made(tmp_path) as one:
+        yield one
+
+
+def await_status(bundle: Bundle, wanted: str) -> None:
+    """Callers poll `state`, and so does this."""
+    deadline = time.monotonic() + 10
+    while bundle.state()["status"] != wanted:
+        assert time.monotonic() < deadline, f"still {bundle.state()['status']}"
+
+
+def test_a_container_goes_from_created_over_running_to_stopped_and_away(bundle: Bundle) -> None:
+    bundle.config["annotations"] = {"who": "me"}
+    bundle.script("echo hello; read line < /tmp/pipe; echo $line; exit 3")
+    os.mkfifo(bundle.rootfs / "tmp" / "pipe")
+    bundle.create("--pid-file", str(bundle.path / "pid"))
+    state = bundle.state()
+    assert state["status"] == "created" and state["bundle"] == str(bundle.path) and state["id"] == bundle.name
+    assert state["annotations"] == {"who": "me"} and state["ociVersion"].startswith("1.")
+    assert (bundle.path / "pid").read_text() == str(state["pid"]) and bundle.output() == ""
+    bundle.ok("start", bundle.name)
+    assert bundle.state()["status"] == "running"
+    with (bundle.rootfs / "tmp" / "pipe").open("w") as pipe:
+        pipe.write("done\n")
+    await_status(bundle, "stopped")
+    assert bundle.state()["pid"] == 0 and bundle.output() == "hello\ndone\n"
+    bundle.ok("delete", bundle.name)
+    assert leftovers(bundle) == []
+
+
+def test_run_answers_with_the_programs_own_status(bundle: Bundle) -> None:
+    assert bundle.run("exit 7").returncode == 7
+    assert leftovers(bundle) == []
+    assert bundle.run("sh -c 'kill -KILL $$'; exit $?").returncode == 128 + signal.SIGKILL
+
+
+def test_run_takes_the_working_directory_as_bundle_and_a_relative_pid_file(bundle: Bundle) -> None:
+    bundle.script("sleep 100").write()
+    bundle.quietly("run", "--detach", "--pid-file", "here.pid", bundle.name, cwd=bundle.path)
+    assert int((bundle.path / "here.pid").read_text()) == bundle.state()["pid"]
+
+
+def test_run_passes_signals_on(bundle: Bundle) -> None:
+    bundle.script("trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.05; done").write()
+    running = subprocess.Popen(
+        [*bundle.runtime, "--root", str(bundle.root), "run", "-b", str(bundle.path), bundle.name],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert running.stdout is not None and running.stdout.readline() == "ready\n"
+    running.send_signal(signal.SIGTERM)
+    assert running.stdout.read() == "got it\n" and running.wait() == 5
+    running.stdout.close()
+
+
+def test_run_with_keep_leaves_the_stopped_container(bundle: Bundle) -> None:
+    bundle.script("true").write()
+    bundle.ok("run", "--keep", "-b", str(bundle.path), bundle.name)
+    assert bundle.state()["status"] == "stopped"
+    bundle.ok("delete", bundle.name)
+
+
+def test_a_second_container_of_the_same_id_is_refused_and_the_first_lives_on(bundle: Bundle) -> None:
+    pid = bundle.up()
+    message = bundle.fails("create", "--bundle", str(bundle.path), bundle.name)
+    assert "the id is taken" in message and f"pid {pid}" in message
+    assert bundle.state()["status"] == "running"
+
+
+@pytest.mark.parametrize("command", ["state", "start", "kill", "delete", "exec", "pause", "resume", "ps", "update", "events"])
+def test_an_unknown_container_is_an_error(bundle: Bundle, command: str) -> None:
+    words = {"exec": ["true"], "events": []}.get(command, [])
+    message = bundle.fails(
+        command, *(["--stats"] if command == "events" else []), "nobody", *words, code=255 if command == "exec" else 1
+    )
+    assert "nobody" in message
+
+
+@pytest.mark.parametrize("command", ["state", "start", "kill", "delete", "exec", "create", "run"])
+def test_a_missing_id_is_an_error(bundle: Bundle, command: str) -> None:
+    assert "id is missing" in bundle.fails(command, code=255 if command == "exec" else 1)
+
+
+def test_delete_force_of_an_unknown_container_is_fine(bundle: Bundle) -> None:
+    bundle.ok("delete", "--force", "nobody")
+
+
+def test_delete_refuses_what_runs_and_force_ends_it(bundle: Bundle) -> None:
+    pid = bundle.up("sleep 100 & sleep 101 & wait")
+    pidfd = pidfd_open(pid)
+    assert "it is running" in bundle.fails("delete", bundle.name)
+    bundle.ok("delete", "--force", bundle.name)
+    os.close(pidfd)
+    assert leftovers(bundle) == []
+
+
+def test_start_is_for_created_containers_only(bundle: Bundle) -> None:
+    bundle.up()
+    assert "it is running" in bundle.fails("start", bundle.name)
+
+
+@pytest.mark.parametrize("word", ["KILL", "SIGKILL", "9", "kill"])
+def test_kill_takes_signals_by_name_and_number(bundle: Bundle, word: str) -> None:
+    bundle.up()
+    bundle.ok("kill", bundle.name, word)
+    await_status(bundle, "stopped")
+    assert "container not running" in bundle.fails("kill", bundle.name, "KILL")
+
+
+def test_kill_ends_a_container_that_was_never_started(bundle: Bundle) -> None:
+    bundle.create()
+    bundle.ok("kill", bundle.name, "KILL")
+    await_status(bundle, "stopped")
+    assert "it is stopped" in bundle.fails("start", bundle.name)
+    bundle.ok("delete", bundle.name)
+
+
+def test_kill_all_reaches_every_process_without_a_pid_namespace(bundle: Bundle) -> None:
+    bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "pid"]
+    bundle.config["mounts"] = [one for one in bundle.config["mounts"] if one["destination"] != "/proc"]
+    bundle.linux["maskedPaths"] = bundle.linux["readonlyPaths"] = []
+    bundle.up("sleep 100 & sleep 100 & sleep 100")
+    pids = json.loads(bundle.ok("ps", "--format", "json", bundle.name))
+    assert len(pids) >= 2
+    pidfds = [pidfd_open(pid) for pid in pids]
+    bundle.ok("kill", "--all", bundle.name, "KILL")
+    await_status(bundle, "stopped")
+    bundle.ok("kill", "--all", bundle.name, "KILL")  # engines call it again to be sure
+    bundle.ok("delete", bundle.name)
+    for pidfd in pidfds:
+        assert select.select([pidfd], [], [], 10)[0], "a pidfd is readable once its process has ended"
+        os.close(pidfd)
+
+
+def test_delete_takes_what_init_left_behind_without_a_pid_namespace(bundle: Bundle) -> None:
+    bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "pid"]
+    bundle.up("sleep 100 & exit 0")
+    await_status(bundle, "stopped")
+    assert json.loads(bundle.ok("ps", "--format", "json", bundle.name))
+    bundle.ok("delete", bundle.name)
+    assert leftovers(bundle) == []
+
+
+def test_delete_takes_a_regular_expression(bundle: Bundle) -> None:
+    bundle.create()
+    bundle.ok("kill", bundle.name, "KILL")
+    await_status(bundle, "stopped")
+    bundle.ok("delete", "--regex", bundle.name[:-2] + "..")
+    assert bundle.ok("list", "-q") == ""
+
+
+def test_list_shows_a_table_ids_or_json(bundle: Bundle) -> None:
+    assert bundle.ok("list").split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+    assert bundle.ok("list", "--quiet") == "" and json.loads(bundle.ok("list", "-f", "json")) == []
+    pid = bundle.up()
+    _head, row = bundle.ok("list").splitlines()
+    assert row.split()[:4] == [bundle.name, str(pid), "running", str(bundle.path)]
+    assert bundle.ok("list", "-q") == f"{bundle.name}\n"
+    (one,) = json.loads(bundle.ok("list", "--format", "json"))
+    assert one["id"] == bundle.name and one["status"] == "running" and one["created"].endswith("Z")
+
+
+def test_ps_shows_the_containers_processes_only(bundle: Bundle) -> None:
+    pid = bundle.up("sleep 100 & sleep 101")
+    pids = json.loads(bundle.ok("ps", "-f", "json", bundle.name))
+    assert pid in pids and len(pids) == 2
+    lines = bundle.ok("ps", bundle.name).splitlines()
+    assert lines[0].split()[:2] == ["UID", "PID"] and len(lines) == 3
+    assert [line.split()[0] for line in bundle.ok("ps", bundle.name, "-o", "pid").splitlines()[1:]] == [
+        str(one) for one in sorted(pids)
+    ]
+
+
+def test_pause_stops_time_for_the_container_and_resume_goes_on(bundle: Bundle) -> None:
+    bundle.up("while :; do echo x; sleep 0.01; done")
+    bundle.ok("pause", bundle.name)
+    assert bundle.state()["status"] == "paused"
+    size = len(bundle.output())
+    assert "it is paused" in bundle.fails("exec", bundle.name, "true", code=255)
+    assert "it is paused" in bundle.fails("pause", bundle.name)
+    assert "it is paused" in bundle.fails("delete", bundle.name)
+    assert len(bundle.output()) == size
+    bundle.ok("resume", bundle.name)
+    assert bundle.state()["status"] == "running" and bundle.inside("echo alive") == "alive\n"
+    assert "it is running" in bundle.fails("resume", bundle.name)
+
+
+@pytest.mark.parametrize("how", ["kill", "delete"])
+def test_a_paused_container_can_be_ended(bundle: Bundle, how: str) -> None:
+    bundle.up("sleep 100 & wait")
+    bundle.ok("pause", bundle.name)
+    if how == "kill":
+        bundle.ok("kill", bundle.name, "KILL")
+        await_status(bundle, "stopped")
+    bundle.ok("delete", *(["--force"] if how == "delete" else []), bundle.name)
+    assert leftovers(bundle) == []
+
+
+def test_events_answers_figures_once_when_asked_so(bundle: Bundle) -> None:
+    bundle.up("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 100")
+    event = json.loads(bundle.ok("events", "--stats", bundle.name))
+    assert event["type"] == "stats" and event["id"] == bundle.name
+    assert event["data"]["pids"]["current"] >= 1 and event["data"]["memory"]["usage"]["usage"] > 0
+    assert event["data"]["cpu"]["usage"]["total"] > 0
+
+
+def test_spec_writes_a_document_that_runs(bundle: Bundle, tmp_path: Path) -> None:
+    place = tmp_path / "fresh"
+    place.mkdir()
+    bundle.ok("spec", cwd=place)
+    assert "it exists" in bundle.fails("spec", "--bundle", str(place))
+    document = json.loads((place / "config.json").read_text())
+    assert document["process"]["args"] == ["sh"] and document["process"]["terminal"] is True
+    document["process"] |= {"terminal": False, "args": ["echo", "it runs"]}
+    document["root"]["path"] = str(bundle.rootfs)
+    document["linux"]["cgroupsPath"] = bundle.cgroup
+    (place / "config.json").write_text(json.dumps(document))
+    assert bundle.ok("run", "-b", str(place), bundle.name) == "it runs\n"
+
+
+def test_features_is_json_of_what_is_there(bundle: Bundle) -> None:
+    features = json.loads(bundle.ok("features"))
+    assert features["ociVersionMin"] == "1.0.0" and features["ociVersionMax"].startswith("1.2")
+    assert set(features["hooks"]) == {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"}
+    assert {"mount", "pid", "time", "user"} <= set(features["linux"]["namespaces"])
+    assert "CAP_SYS_ADMIN" in features["linux"]["capabilities"] and "rro" in features["mountOptions"]
+
+
+def test_version_and_help_and_no_words(bundle: Bundle) -> None:
+    assert bundle.ok("--version").startswith("nacre-runc version ") and "spec: 1." in bundle.ok("-v")
+    assert "commands: " in bundle.ok("--help")
+    assert "no such command" in bundle.fails("frobnicate")
+    assert "there is no option --frob" in bundle.fails("create", "--frob", "x")
+    assert "needs a value" in bundle.fails("create", "--bundle")
+
+
+@pytest.mark.parametrize("command", ["checkpoint", "restore"])
+def test_checkpoint_and_restore_are_refused_in_a_sentence(bundle: Bundle, command: str) -> None:
+    assert f"{command} a container" in bundle.fails(command, "x")
+
+
+def test_a_failure_goes_to_the_log_as_json_and_as_text(bundle: Bundle, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    bundle.call("--log", str(log), "--log-format", "json", "state", "nobody")
+    entry = json.loads(log.read_text())
+    assert entry["level"] == "error" and "find container nobody" in entry["msg"] and entry["time"].endswith("Z")
+    log.unlink()
+    bundle.call("--log", str(log), "state", "nobody")
+    assert log.read_text().startswith('time="') and 'level=error msg="' in log.read_text()
+
+
+def test_a_pid_file_that_cannot_be_written_undoes_the_container(bundle: Bundle) -> None:
+    bundle.write()
+    assert "No such file" in bundle.fails("create", "-b", str(bundle.path), "--pid-file", "/nowhere/pid", bundle.name)
+    assert leftovers(bundle) == []
+
+
+def test_exec_runs_beside_the_containers_process(bundle: Bundle) -> None:
+    bundle.up()
+    done = bundle.exec(bundle.name, "sh", "-c", "echo out; echo err >&2; cat; exit 9", input="in\n")
+    assert (done.returncode, done.stdout, done.stderr) == (9, "out\nin\n", "err\n")
+    assert bundle.inside("hostname; cat /proc/1/comm") == "nacre\nsleep\n"
+    kinds = "pid net ipc uts mnt cgroup"
+    ours, inits = (bundle.inside(f"for n in {kinds}; do readlink /proc/{who}/ns/$n; done") for who in ("self", 1))
+    assert ours == inits and len(ours.split()) == 6
+    assert bundle.exec(bundle.name, "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL
+
+
+def test_exec_takes_the_process_from_options(bundle: Bundle) -> None:
+    bundle.process["env"] = ["PATH=/bin", "BASE=1"]
+    bundle.up()
+    options = ["--cwd", "/tmp", "--user", "1000:1001", "--env", "MORE=2", "-e", "AND=3", "--additional-gids", "7", "-g", "8"]
+    told = bundle.inside(
+        "pwd; id -u; id -g; id -G; echo $BASE$MORE$AND $HOME; grep NoNewPrivs /proc/self/status", *options, "--no-new-privs"
+    )
+    assert told.splitlines() == ["/tmp", "1000", "1001", "1001 7 8", "123 /home/web", "NoNewPrivs:\t1"]
+    caps = bundle.inside("grep CapEff /proc/self/status", "--cap", "CAP_NET_ADMIN")
+    assert int(caps.split()[1], 16) >> 12 & 1
+    assert not int(bundle.inside("grep CapEff /proc/self/status").split()[1], 16) >> 12 & 1
+
+
+def test_exec_takes_the_process_from_a_file(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.up()
+    (tmp_path / "process.json").write_text(json.dumps({"cwd": "/bin", "args": ["pwd"], "user": {"uid": 5, "gid": 5}}))
+    assert bundle.ok("exec", "--process", str(tmp_path / "process.json"), bundle.name) == "/bin\n"
+    (tmp_path / "bad.json").write_text('{"cwd": "/", "args": 3}')
+    assert "process.args" in bundle.fails("exec", "-p", str(tmp_path / "bad.json"), bundle.name, code=255)
+
+
+def test_exec_detached_writes_its_pid(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.up()
+    bundle.quietly("exec", "-d", "--pid-file", str(tmp_path / "pid"), bundle.name, "sleep", "50")
+    pid = int((tmp_path / "pid").read_text())
+    assert pid in json.loads(bundle.ok("ps", "-f", "json", bundle.name))
+
+
+def test_exec_before_start_and_after_the_end(bundle: Bundle) -> None:
+    bundle.script("sleep 100").create()
+    assert bundle.inside("echo early") == "early\n"
+    bundle.ok("kill", bundle.name, "KILL")
+    await_status(bundle, "stopped")
+    assert "it is stopped" in bundle.fails("exec", bundle.name, "true", code=255)
+
+
+def test_exec_of_a_missing_command_says_so_with_255(bundle: Bundle) -> None:
+    bundle.up()
+    assert 'exec: "nope": executable file not found in $PATH' in bundle.fails("exec", bundle.name, "nope", code=255)
+    assert "no command after the id" in bundle.fails("exec", bundle.name, code=255)
+
+
+def test_exec_goes_into_a_group_below_the_containers_when_asked(bundle: Bundle) -> None:
+    bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
+    bundle.up()
+    groups = bundle.inside("cat /proc/self/cgroup", "--cgroup", "inner")
+    assert f"{bundle.cgroup}/inner" in groups
+
+
+def with_descriptor_three(bundle: Bundle, *words: str, **more: str) -> tuple[subprocess.CompletedProcess[str], bytes]:
+    """The call with a pipe as descriptor 3, and what came through it."""
+    read, write = os.pipe()
+    caller = Bundle(**{**vars(bundle), "runtime": ("bash", "-c", f'exec "$@" 3>&{write}', "bash", *bundle.runtime)})
+    done = caller.call(*words, pass_fds=(write,), env=environment(**more))
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        return done, pipe.read()
+
+
+def test_descriptors_are_passed_on_by_number_and_no_others(bundle: Bundle) -> None:
+    bundle.script("echo through >&3; ls /proc/self/fd | sort | tr '\\n' ' '").write()
+    done, told = with_descriptor_three(bundle, "run", "--preserve-fds", "1", "-b", str(bundle.path), bundle.name)
+    assert told == b"through\n" and done.stdout.split() == ["0", "1", "2", "3", "4"], "4 is ls's own"
+    done, told = with_descriptor_three(bundle, "run", "-b", str(bundle.path), bundle.name)
+    assert told == b"" and done.stdout.split() == ["0", "1", "2", "3"], "nothing is passed unasked; 3 is ls's own"
+
+
+def test_sockets_of_an_activating_starter_are_passed_on(bundle: Bundle) -> None:
+    bundle.script("echo $LISTEN_FDS $LISTEN_PID; echo x >&3").write()
+    done, told = with_descriptor_three(bundle, "run", "-b", str(bundle.path), bundle.name, LISTEN_FDS="1")
+    assert done.stdout == "1 1\n" and told == b"x\n", done.stderr
+
+
+def test_without_pivot_the_hosts_root_is_out_of_reach_too(bundle: Bundle) -> None:
+    bundle.script("ls / | tr '\\n' ' '; cd /..; ls | wc -l; cat /proc/1/root/etc/passwd | head -n 1").write()
+    done = bundle.call("run", "--no-pivot", "-b", str(bundle.path), bundle.name)
+    assert done.stdout == "bin dev etc mnt proc root sys tmp 8\nroot:x:0:0::/root:/bin/sh\n", done.stderr
+
+
+def test_the_options_of_crun_are_understood(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.script("cat /proc/self/cgroup").write()
+    other = tmp_path / "other.json"
+    (bundle.path / "config.json").rename(other)
+    done = bundle.call("--cgroup-manager", "cgroupfs", "run", "--config", str(other), "--bundle", str(bundle.path), bundle.name)
+    assert done.returncode == 0, done.stderr
+    bundle.linux["resources"] = {}
+    other.write_text(json.dumps(bundle.config))
+    before = Path("/proc/self/cgroup").read_text()
+    bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
+    other.write_text(json.dumps(bundle.config))
+    done = bundle.call("--cgroup-manager", "disabled", "run", "-f", str(other), "-b", str(bundle.path), bundle.name)
+    assert done.stdout == before, done.stderr
+
+
+def test_create_returns_while_init_holds_a_pipe(bundle: Bundle) -> None:
+    """conmon reads the runtime's end of life, not its pipes' end."""
+    bundle.script("echo from inside").write()
+    read, write = os.pipe()
+    bundle.ok("create", "-b", str(bundle.path), bundle.name, stdout=write, stderr=write, capture_output=False)
+    os.close(write)
+    bundle.ok("start", bundle.name)
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == "from inside\n"

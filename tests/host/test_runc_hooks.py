@@ -1,0 +1,133 @@
+"""Hooks: each at its moment, with the state on stdin, in time; what a failing one does (config.md "POSIX-platform Hooks")."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runc_support import Bundle, leftovers, made
+
+from nacre.linux.namespaces import identity
+
+POINTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    with made(tmp_path) as one:
+        yield one
+
+
+def hook(script: str, **more: Any) -> dict[str, Any]:
+    return {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]} | more
+
+
+def record(bundle: Bundle, point: str) -> dict[str, Any]:
+    """A hook that appends its name and stdin to a log; startContainer sees the container's root, the others the host's."""
+    log = "/log" if point == "startContainer" else f"{bundle.rootfs}/log"
+    return hook(
+        f"printf '%s ' {point} >> {log}; cat >> {log}; echo >> {log}; readlink /proc/self/ns/mnt >> {log}; readlink /proc/self/ns/net >> {log}"
+    )
+
+
+def entries(bundle: Bundle) -> list[tuple[str, dict[str, Any], str, str]]:
+    lines = (bundle.rootfs / "log").read_text().splitlines()
+    found = []
+    for index in range(0, len(lines), 3):
+        point, _, state = lines[index].partition(" ")
+        found.append((point, json.loads(state), lines[index + 1], lines[index + 2]))
+    return found
+
+
+def test_all_hooks_run_in_order_each_in_its_namespace_with_the_state_of_its_moment(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {point: [record(bundle, point)] for point in POINTS}
+    bundle.config["annotations"] = {"a": "b"}
+    bundle.script("echo program >> /log.program; exec sleep 100").create()
+    points = [point for point, *_ in entries(bundle)]
+    assert points == ["prestart", "createRuntime", "createContainer"] and not (bundle.rootfs / "log.program").exists()
+    pid = bundle.state()["pid"]
+    bundle.ok("start", bundle.name)
+    network = f"net:[{identity('network', pid)[1]}]"
+    bundle.ok("delete", "--force", bundle.name)
+    found = entries(bundle)
+    assert [point for point, *_ in found] == list(POINTS)
+    host_mnt, host_net = os.readlink("/proc/self/ns/mnt"), os.readlink("/proc/self/ns/net")
+    for point, state, mnt, net in found:
+        assert state["id"] == bundle.name and state["bundle"] == str(bundle.path) and state["annotations"] == {"a": "b"}
+        assert state["pid"] == (0 if point == "poststop" else pid)
+        inside = point in ("createContainer", "startContainer")
+        assert (mnt != host_mnt, net) == (inside, network if inside else host_net), point
+    statuses = {point: state["status"] for point, state, *_ in found}
+    assert statuses == {
+        "prestart": "creating",
+        "createRuntime": "creating",
+        "createContainer": "creating",
+        "startContainer": "created",
+        "poststart": "running",
+        "poststop": "stopped",
+    }
+
+
+def test_prestart_hooks_see_the_new_namespaces_of_the_pid_they_are_told(bundle: Bundle) -> None:
+    """What network plugins of old do: move a link into the namespace of the state's pid."""
+    script = f"""pid=$(sed 's/.*"pid": *\\([0-9]*\\).*/\\1/'); readlink /proc/$pid/ns/net > {bundle.path}/seen"""
+    bundle.config["hooks"] = {"prestart": [hook(script)]}
+    pid = bundle.up()
+    assert (bundle.path / "seen").read_text().strip() == f"net:[{identity('network', pid)[1]}]"
+
+
+def test_a_hook_gets_exactly_its_environment_and_arguments(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {
+        "createRuntime": [
+            {"path": "/usr/bin/env", "env": ["ONLY=this"]},
+            hook(f"env > {bundle.path}/env; echo $0 >> {bundle.path}/env"),
+        ]
+    }
+    bundle.config["hooks"]["createRuntime"][1]["env"] = ["X=y", "PATH=/bin:/usr/bin"]
+    assert bundle.run("true").returncode == 0
+    words = (bundle.path / "env").read_text().split()
+    assert {"X=y", "PATH=/bin:/usr/bin", "sh"} <= set(words) and not any(word.startswith(("HOME=", "ONLY=")) for word in words)
+
+
+@pytest.mark.parametrize("point", ["prestart", "createRuntime", "createContainer"])
+def test_a_failing_hook_of_create_undoes_everything_and_its_words_are_the_evidence(bundle: Bundle, point: str) -> None:
+    bundle.config["hooks"] = {point: [hook("echo the disk is on fire >&2; exit 3"), hook(f"touch {bundle.path}/never")]}
+    message = bundle.refuses("true")
+    assert f"run the {point} hook /bin/sh" in message and "status 3" in message and "the disk is on fire" in message
+    assert leftovers(bundle) == [] and not (bundle.path / "never").exists()
+
+
+def test_a_failing_start_container_hook_fails_the_start_and_ends_the_container(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"startContainer": [hook("exit 4")]}
+    bundle.script("touch /ran").create()
+    assert "status 4" in bundle.fails("start", bundle.name)
+    assert not (bundle.rootfs / "ran").exists()
+    assert bundle.state()["status"] == "stopped"
+    bundle.ok("delete", bundle.name)
+
+
+@pytest.mark.parametrize("point", ["poststart", "poststop"])
+def test_a_failing_hook_after_the_fact_only_warns_and_the_rest_still_run(bundle: Bundle, tmp_path: Path, point: str) -> None:
+    bundle.config["hooks"] = {point: [hook("exit 5"), hook(f"touch {bundle.path}/second")]}
+    bundle.script("true").write()
+    bundle.ok("--log", str(tmp_path / "log"), "run", "-b", str(bundle.path), bundle.name)
+    assert (bundle.path / "second").exists() and f"run the {point} hook" in (tmp_path / "log").read_text()
+
+
+def test_a_hook_that_passes_its_time_is_killed(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]}
+    assert "did not end within 1 s and was killed" in bundle.refuses("true")
+
+
+def test_a_hook_that_is_not_there_is_named(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"prestart": [{"path": "/no/such/hook"}]}
+    assert "/no/such/hook: No such file or directory" in bundle.refuses("true")
+
+
+def test_a_hook_that_does_not_read_its_state_is_fine(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {point: [{"path": "/bin/true"}] for point in POINTS}
+    assert bundle.run("true").returncode == 0
