@@ -79,8 +79,8 @@ async def _end(pods: Pods, connection: Connection, sandbox: str) -> None:
 def _config(directory: str) -> bytes:
     """What a pod that no record has was asked to be, as far as its cgroup goes."""
     try:
-        with open(f"{directory}/shim.json", "rb") as file:
-            parent = json.load(file)["sandbox"]["cgroups_path"]
+        with open(f"{directory}/sandbox.json", "rb") as file:
+            parent = json.load(file)["cgroups_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return b""
     if parent.endswith("/" + os.path.basename(directory)):

@@ -13,6 +13,7 @@ from typing import Any
 
 from nacre.cri import spec
 from nacre.cri.pods import Pods, runtime_root
+from nacre.cri.shims import write_json
 from nacre.cri.store import SandboxRecord
 from nacre.network import PodNetwork, PortMapping, resolv_conf
 from nacre.oci.crash import point
@@ -88,6 +89,7 @@ class Sandboxes:
         sandbox = self._sandbox(record, config)
         spec.check_sysctls(sandbox.sysctls, sandbox.namespaces)
         _furnish(directory, config, sandbox)
+        write_json(f"{directory}/sandbox.json", asdict(sandbox))
         shim = warm or await self._pods.spawn(record.id, record.handler)
         undo.push_async_callback(self._pods.remove_own_cgroup, record)
         undo.push_async_callback(_destroy, shim)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from nacre.linux import memfd
+from nacre.linux import memfd, process
 from nacre.linux.libc import owned
 from nacre.oci.errors import Failure, Invalid, decode
 from nacre.shim import messages
@@ -204,24 +205,35 @@ class Zygote:
         path = f"{directory}/shim.sock"
         with listening(path) as listener:
             try:
-                await self._ask_to_spawn(listener, directory, handler)
+                pid = await self._ask_to_spawn(listener, directory, handler)
             except ShimDied:  # it was killed while we asked: no shim has the socket yet
-                await self._ask_to_spawn(listener, directory, handler)
+                pid = await self._ask_to_spawn(listener, directory, handler)
+        found = process.status(pid)
+        document = {"version": messages.VERSION, "pid": pid, "start_time": found[2] if found else 0, "handler": handler}
+        write_json(f"{directory}/shim.json", document)
         return connect(path, on_event, on_close, evidence)
 
-    async def _ask_to_spawn(self, listener: socket.socket, directory: str, handler: str) -> None:
+    async def _ask_to_spawn(self, listener: socket.socket, directory: str, handler: str) -> int:
         async with self._starting:
             if self._connection is None or self._connection.closed:
                 log.warning("the zygote is gone, a new one is started; pods are not touched by that")
                 await self.start()
         assert self._connection is not None
-        await self._connection.ask("spawn", [listener.fileno()], directory=directory, handler=handler)
+        answer, _none = await self._connection.ask("spawn", [listener.fileno()], directory=directory, handler=handler)
+        return int(answer["pid"])
 
     async def stop(self) -> None:
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
+
+
+def write_json(path: str, document: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump(document, file, separators=(",", ":"))
+    os.rename(path + ".new", path)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What daemon, zygote and shims say to one another: one JSON object a SOCK_SEQPACKET record, descriptors beside it.
 
 A request is {"id": N, "op": NAME, …}, its answer {"id": N, "result": …} or {"id": N, "failure": encode(…)}; a shim also says
-{"event": NAME, …} unasked. VERSION stands in shim.json: a newer daemon reads what an older shim writes, and a shim that it cannot
+{"event": NAME, …} unasked. VERSION stands in shim.json: a newer daemon knows by it what an older shim speaks, and a shim that it cannot
 read is named, not guessed at. Both ends run as root on one host; a record is still bounded and checked to be an object.
 """
 

@@ -10,11 +10,12 @@ import os
 import signal as signals
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from nacre import runc
 from nacre.linux import mounts
-from nacre.linux.cgroups import Cgroup, discover
+from nacre.linux.cgroups import Cgroup, Layout, discover
 from nacre.linux.mounts import UnmountFlag
 from nacre.linux.overlay import mount_overlay
 from nacre.oci import state as records
@@ -22,6 +23,12 @@ from nacre.oci.errors import Failure, Unsupported, encode
 from nacre.oci.handler import Exit, Host, Rootfs, Sandbox, Stdio
 from nacre.shim import pod_namespaces
 from nacre.shim.processes import exit_code, in_child
+
+
+@cache
+def host_layout() -> Layout:
+    """The host's cgroup layout, found once by the zygote: parsing the mount table in each shim would cost each a megabyte for good."""
+    return discover()
 
 
 class SandboxInitDied(Failure):
@@ -34,7 +41,7 @@ class RuncHandler:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._sandbox: Sandbox | None = None
-        self._layout = discover()
+        self._layout = host_layout()
         self._pids: dict[tuple[str, str], int] = {}  # (container, exec id) → host pid, until it is reaped
         self._groups: dict[str, Cgroup] = {}  # of every container that was not deleted
         self._killed: set[str] = set()  # containers whose end by SIGKILL is our doing

@@ -1,7 +1,8 @@
 """A shim: the one process that owns a pod's processes, stdio, logs and exit codes, and outlives the daemon.
 
 Files in STATE/pods/SANDBOX, all written whole (temporary name, rename; /run is memory, so no fsync):
-    shim.json                      version, pid, start time, handler, the Sandbox: how a new daemon finds it
+    shim.json                      version, pid, start time, handler: how a new daemon finds it. The daemon that had it forked
+                                   writes it, and sandbox.json beside it: what a shim does once costs its memory for good
     shim.sock                      SOCK_SEQPACKET, mode 0600, see `messages`
     containers/ID/exit.json        the Exit of its process: written before anyone is told
 A kill of the shim leaves these; the daemon then kills the pod's cgroup and reports 137 for what has no exit.json.
@@ -36,7 +37,6 @@ class Supervisor:
 
     def __init__(self, directory: str, handler: str, listener: socket.socket, inherited: dict[str, int]) -> None:
         self.directory = directory
-        self._handler_name = handler
         self._inherited = inherited
         self._listener = listener
         self._clients: dict[int, socket.socket] = {}
@@ -83,7 +83,6 @@ class Supervisor:
     def serve(self) -> None:
         process.set_child_subreaper()
         process.set_name("nacre-shim")
-        self._remember()
         self._listener.setblocking(False)
         self.loop.watch(self._listener.fileno(), self._accept)
         self.loop.run()
@@ -139,9 +138,7 @@ class Supervisor:
 
     def do_create_sandbox(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> dict[str, Any]:
         self._sandbox = Sandbox(**request["sandbox"])
-        answer: dict[str, Any] = self._handler.create_sandbox(self._sandbox)
-        self._remember()
-        return answer
+        return self._handler.create_sandbox(self._sandbox)
 
     def do_network_ready(self, request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
         self._handler.network_ready(request["attachment"])
@@ -253,17 +250,6 @@ class Supervisor:
         callback = self._children.pop(pid, None)
         if callback is not None:
             callback(status)
-
-    def _remember(self) -> None:
-        own = process.status(os.getpid())
-        document = {
-            "version": messages.VERSION,
-            "pid": os.getpid(),
-            "start_time": own[2] if own else 0,
-            "handler": self._handler_name,
-            "sandbox": asdict(self._sandbox) if self._sandbox else None,
-        }
-        _write(f"{self.directory}/shim.json", document)
 
 
 def main(directory: str, handler: str, listener: socket.socket, inherited: dict[str, int]) -> None:

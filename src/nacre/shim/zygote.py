@@ -16,6 +16,7 @@ from typing import Any
 
 from nacre.oci.errors import encode, from_exception
 from nacre.shim import messages, supervisor
+from nacre.shim.runc_handler import host_layout
 
 CHANNEL = 3
 
@@ -45,6 +46,7 @@ def _prime() -> None:
         path = getattr(module, "__file__", None)
         if path and "nacre" in path:
             linecache.getlines(path)
+    host_layout()
     gc.collect()
     gc.freeze()
 
