@@ -102,7 +102,7 @@ class Systemd:
 
 
 def _connect() -> Bus:
-    """The system's bus, else systemd's own socket, which is there without a bus daemon; for a user, the user's. Raises BusBroken."""
+    """systemd's own socket, as systemctl takes it: there without a bus daemon, and without its detour; else the bus. Raises BusBroken."""
     tried = []
     for path, daemon in _sockets():
         try:
@@ -115,13 +115,14 @@ def _connect() -> Bus:
 
 
 def _sockets() -> Iterable[tuple[str, bool]]:
+    """(path, whether a bus daemon is behind it), for a user the user's own."""
     if _is_system():
-        yield unix_path(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")) or "/run/dbus/system_bus_socket", True
         yield "/run/systemd/private", False
+        yield unix_path(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")) or "/run/dbus/system_bus_socket", True
         return
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    yield unix_path(os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")) or f"{runtime}/bus", True
     yield f"{runtime}/systemd/private", False
+    yield unix_path(os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")) or f"{runtime}/bus", True
 
 
 def _is_system() -> bool:

@@ -1,0 +1,58 @@
+"""nacre-runc on every cgroup layout and under systemd: its limits in the gate, all of its own tests in the long run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from machine_support import REPOSITORY, Outcome, run
+
+PROBE = REPOSITORY / "tests" / "vm" / "limits_probe.py"
+PROVEN = (
+    "SEEN memory pids cpu",
+    "FELT pids devices cpu",
+    "GONE after kill",
+    "FELT memory",
+    "GONE out of memory",
+    "RUN by nacre-runc",
+)
+SUITE = f"""
+cd {REPOSITORY}
+export NACRE_TEST_CALL_S=300
+python -m pytest -q -n 2 -p no:cacheprovider -m 'not slow' --tb=short tests/host/test_runc_*.py
+"""
+
+
+def proven(outcome: Outcome, *lines: str) -> None:
+    assert outcome.code == 0, outcome.output
+    for line in lines:
+        assert line in outcome.output, outcome.output
+
+
+@pytest.mark.parametrize("layout", ["v2", "v1", "hybrid"])
+def test_limits_are_set_and_felt_on_cgroup_layout(layout: str, tmp_path: Path) -> None:
+    proven(run(f"python {PROBE}", layout, [], tmp_path, timeout_s=240), f"LAYOUT {layout} cgroupfs", *PROVEN)
+
+
+@pytest.mark.parametrize("layout", ["systemd", pytest.param("systemd-v1", marks=pytest.mark.slow)])
+def test_limits_are_set_by_systemd_and_felt_where_it_is_the_init(layout: str, tmp_path: Path) -> None:
+    outcome = run(f"python {PROBE} --systemd-cgroup", layout, [], tmp_path, timeout_s=240)
+    proven(outcome, " systemd", *PROVEN, "SHOWN by systemctl")
+
+
+@pytest.mark.slow
+def test_systemd_is_spoken_to_over_the_bus_where_its_own_socket_is_not_there(tmp_path: Path) -> None:
+    """What a confined caller sees: the bus daemon in between, which wants a greeting and rules."""
+    hidden = "mount --bind /dev/null /run/systemd/private || exit 9\n"
+    proven(run(f"{hidden}python {PROBE} --systemd-cgroup", "systemd", [], tmp_path, timeout_s=240), " systemd", *PROVEN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["v2", "v1", "hybrid", "systemd", "systemd-v1"])
+def test_all_of_the_runtimes_tests_pass_on_cgroup_layout(layout: str, tmp_path: Path) -> None:
+    driver = "export NACRE_TEST_CGROUPS=systemd\n" if layout.startswith("systemd") else ""
+    outcome = run(driver + SUITE, layout, [], tmp_path, timeout_s=5400, memory_mib=2048)
+    assert outcome.code == 0, outcome.output
+    counted = re.search(r"(\d+) passed", outcome.output)
+    assert counted and int(counted[1]) > 50, outcome.output
