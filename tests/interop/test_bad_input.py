@@ -92,7 +92,7 @@ def registry() -> Iterator[BadRegistry]:
 
 @pytest.mark.parametrize(
     ("repository", "words"),
-    [("absent", ("not found", "absent")), ("dropped", ("dropped", "sha256:")), ("forged", ("digest", "sha256:"))],
+    [("absent", ("not found", "absent")), ("dropped", ("dropped", "sha256:")), ("forged", ("verify", "sha256:"))],
     ids=["absent", "dropped-in-mid-layer", "wrong-digest"],
 )
 def test_an_image_that_cannot_be_had_says_why(node: Node, registry: BadRegistry, repository: str, words: tuple[str, ...]) -> None:
@@ -114,9 +114,9 @@ def test_a_command_that_does_not_exist_is_named(node: Node) -> None:
     _delete(node, "no-command", before)
 
 
-def test_a_command_that_does_not_exist_in_a_vm_is_named(node: Node) -> None:
+def test_a_command_that_does_not_exist_in_a_vm_is_named(node: Node, kata: str) -> None:
     before = node.traces()
-    node.apply(pod("no-command-vm", BUSYBOX, "/bin/no-such-command", handler="kata"))
+    node.apply(pod("no-command-vm", BUSYBOX, "/bin/no-such-command", handler=kata))
     text = _explained(node, "no-command-vm", reason="RunContainerError")
     assert "/bin/no-such-command" in text
     _delete(node, "no-command-vm", before)
@@ -142,7 +142,7 @@ def test_an_unknown_handler_lists_the_known_ones(node: Node) -> None:
     node.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "odd"}, "handler": "nonesuch"})
     node.apply(pod("odd", BUSYBOX, handler="odd"))
     text = _explained(node, "odd")
-    assert "nonesuch" in text and "runc" in text and "kata" in text
+    assert "runtime handler nonesuch is not configured" in text and "runc" in text
     assert "FailedCreatePodSandBox" in node.kubectl("describe", "pod", "odd")
     _delete(node, "odd", before)
     node.kubectl("delete", "runtimeclass", "odd")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import pytest
 from node_support import Node, http_get, pod
 
 NGINX = "nacre.local/nginx:demo"
@@ -78,48 +79,55 @@ def test_volumes_and_environment_come_from_the_api(node: Node, handler: str) -> 
     node.kubectl("delete", "pod", name)
 
 
-def test_a_killed_daemon_costs_no_request_and_no_line(node: Node) -> None:
-    pods = [f"survivor-{handler or 'runc'}" for handler in HANDLERS]
-    for name, handler in zip(pods, HANDLERS, strict=True):
-        counter = {"name": "counter", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", COUNTER]}
-        manifest = pod(name, NGINX, handler=handler)
-        manifest["spec"]["containers"].append(counter)  # type: ignore[index]
-        node.apply(manifest)
-    node.apply(pod("ends", BUSYBOX, "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 9", restartPolicy="Never"))
-    for name in (*pods, "ends"):
+def test_a_killed_daemon_costs_no_request_and_no_line(node: Node, handler: str) -> None:
+    kind = handler or "runc"
+    counter = {"name": "counter", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", COUNTER]}
+    manifest = pod(f"survivor-{kind}", NGINX, handler=handler)
+    manifest["spec"]["containers"].append(counter)  # type: ignore[index]
+    node.apply(manifest)
+    waits = f"while [ ! -e /go/{kind} ]; do sleep 0.05; done; exit 9"
+    (node.prefix / "go").mkdir(exist_ok=True)
+    node.apply(pod(f"ends-{kind}", BUSYBOX, "sh", "-c", waits, handler=handler, restartPolicy="Never",
+                   container={"volumeMounts": [{"name": "go", "mountPath": "/go"}]},
+                   volumes=[{"name": "go", "hostPath": {"path": str(node.prefix / "go")}}]))  # fmt: skip
+    for name in (f"survivor-{kind}", f"ends-{kind}"):
         node.ready(name)
-    addresses = [node.address(name) for name in pods]
+    with _asked_all_the_time(node.address(f"survivor-{kind}")) as failures:
+        os.kill(node.daemon, signal.SIGKILL)
+        (node.prefix / "go" / kind).touch()  # one pod's process ends while nobody watches
+        node.nacre("up")
+        node.kubectl("wait", f"pod/ends-{kind}", "--for=jsonpath={.status.phase}=Failed", "--timeout=30s")
+    assert failures == []
+    (ended,) = node.pod(f"ends-{kind}")["status"]["containerStatuses"]  # type: ignore[index]
+    assert ended["state"]["terminated"]["exitCode"] == 9
+    (one, _other) = node.pod(f"survivor-{kind}")["status"]["containerStatuses"]  # type: ignore[index]
+    assert one["restartCount"] == 0
+    lines = node.kubectl("logs", f"survivor-{kind}", "-c", "counter").splitlines()
+    assert lines == [f"line {number}" for number in range(len(lines))] and len(lines) > 10
+    node.kubectl("delete", "pod", f"survivor-{kind}", f"ends-{kind}", "--now")
+
+
+@contextmanager
+def _asked_all_the_time(address: str) -> Iterator[list[str]]:
+    """What went wrong with HTTP requests, made one after the other for as long as the block lasts."""
     failures: list[str] = []
     over = threading.Event()
 
     def ask() -> None:
         while not over.is_set():
-            for address in addresses:
-                try:
-                    if http_get(address)[0] != 200:
-                        failures.append(f"{address}: not 200")
-                except OSError as error:
-                    failures.append(f"{address}: {error}")
+            try:
+                if http_get(address)[0] != 200:
+                    failures.append(f"{address}: not 200")
+            except OSError as error:
+                failures.append(f"{address}: {error}")
 
     asker = threading.Thread(target=ask)
     asker.start()
     try:
-        (root,) = {Path(f"/proc/{pid}/root") for pid in _processes_running("while [ ! -e /tmp/go ]")}
-        os.kill(node.daemon, signal.SIGKILL)
-        (root / "tmp/go").touch()  # one pod's process ends while nobody watches
-        node.nacre("up")
-        node.kubectl("wait", "pod/ends", "--for=jsonpath={.status.phase}=Failed", "--timeout=30s")
+        yield failures
     finally:
         over.set()
         asker.join()
-    assert failures == []
-    (status,) = node.pod("ends")["status"]["containerStatuses"]  # type: ignore[index]
-    assert status["state"]["terminated"]["exitCode"] == 9
-    for name in pods:
-        lines = node.kubectl("logs", name, "-c", "counter").splitlines()
-        assert lines == [f"line {number}" for number in range(len(lines))] and len(lines) > 10
-        node.kubectl("delete", "pod", name, "--now")
-    node.kubectl("delete", "pod", "ends", "--now")
 
 
 def test_apply_watch_and_delete_agree(node: Node) -> None:
@@ -143,23 +151,113 @@ def test_apply_watch_and_delete_agree(node: Node) -> None:
     assert seen[:2] == ["EVENT", "ADDED"] and seen[-1] == "DELETED" and "MODIFIED" in seen
 
 
-def test_trace_shows_the_document_at_each_joint(node: Node) -> None:
-    node.apply(pod("traced", BUSYBOX, "sleep", "1000", handler="kata"))
+def test_logs_are_followed_to_their_end_and_cut_as_asked(node: Node) -> None:
+    script = "i=0; while [ $i -lt 20 ]; do echo line $i; i=$((i+1)); sleep 0.05; done"
+    node.apply(pod("talker", BUSYBOX, "sh", "-c", script, restartPolicy="Never"))
+    node.kubectl("wait", "pod/talker", "--for=jsonpath={.status.phase}=Running", "--timeout=30s")
+    assert node.kubectl("logs", "-f", "talker").splitlines() == [f"line {number}" for number in range(20)]
+    assert node.kubectl("logs", "talker", "--tail=2").splitlines() == ["line 18", "line 19"]
+    assert node.kubectl("logs", "talker", "--limit-bytes=10") == "line 0\nlin"
+    stamped = node.kubectl("logs", "talker", "--timestamps", "--tail=1").split(" ", 1)
+    assert stamped[0].endswith("Z") and stamped[1] == "line 19\n"
+    assert "previous terminated container" in node.kubectl("logs", "talker", "--previous", check=False)
+    node.kubectl("delete", "pod", "talker")
+
+
+def test_a_crashing_container_is_started_again_with_back_off_and_keeps_its_last_log(node: Node) -> None:
+    node.apply(pod("crash", BUSYBOX, "sh", "-c", "echo tried; exit 3"))
+    path = "{.status.containerStatuses[0].state.waiting.reason}"
+    node.kubectl("wait", "pod/crash", f"--for=jsonpath={path}=CrashLoopBackOff", "--timeout=30s")
+    (status,) = node.pod("crash")["status"]["containerStatuses"]  # type: ignore[index]
+    assert status["restartCount"] == 1 and status["lastState"]["terminated"]["exitCode"] == 3
+    assert node.kubectl("logs", "crash", "--previous") == "tried\n"
+    assert "Back-off restarting failed container main in pod crash_default(" in node.kubectl("describe", "pod", "crash")
+    node.kubectl("delete", "pod", "crash", "--now")
+
+
+def test_init_containers_sidecars_and_hooks_keep_their_order(node: Node) -> None:
+    say = "echo {} >> /shared/order"
+    mount = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    image = {"image": BUSYBOX, "imagePullPolicy": "IfNotPresent"}
+    serve = "trap 'echo sidecar ends >> /shared/order; exit 0' TERM; echo sidecar >> /shared/order; while :; do sleep 0.05; done"
+    hooks = {"lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", say.format("postStart")]}}}}
+    shared = node.prefix / "shared"
+    shared.mkdir()
+    node.apply(pod(
+        "order", BUSYBOX, "sh", "-c", "while ! grep -q postStart /shared/order; do sleep 0.05; done; echo main >> /shared/order",
+        restartPolicy="Never",
+        container=mount | hooks,
+        initContainers=[
+            {"name": "first", "command": ["sh", "-c", say.format("first")]} | image | mount,
+            {"name": "sidecar", "restartPolicy": "Always", "command": ["sh", "-c", serve]} | image | mount,
+            {"name": "second", "command": ["sh", "-c", say.format("second")]} | image | mount,
+        ],
+        volumes=[{"name": "shared", "hostPath": {"path": str(shared)}}],
+    ))  # fmt: skip
+    node.kubectl("wait", "pod/order", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
+    node.kubectl("wait", "pod/order", "--for=condition=PodReadyToStartContainers=false", "--timeout=30s")
+    order = (shared / "order").read_text().splitlines()
+    assert order[0] == "first" and {*order[1:3]} == {"sidecar", "second"}
+    assert order[3:] == ["postStart", "main", "sidecar ends"]
+    node.kubectl("delete", "pod", "order")
+
+
+def test_probes_decide_on_readiness_and_on_life(node: Node) -> None:
+    script = "touch /tmp/ready /tmp/alive; sleep 1000"
+    look = {"periodSeconds": 1, "failureThreshold": 1}
+    node.apply(pod("probed", BUSYBOX, "sh", "-c", script, container={
+        "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/ready"]}} | look,
+        "livenessProbe": {"exec": {"command": ["test", "-e", "/tmp/alive"]}} | look,
+    }))  # fmt: skip
+    node.ready("probed")
+    node.kubectl("exec", "probed", "--", "rm", "/tmp/ready")
+    node.kubectl("wait", "pod/probed", "--for=condition=Ready=false", "--timeout=30s")
+    node.kubectl("exec", "probed", "--", "rm", "/tmp/alive")
+    node.kubectl("wait", "pod/probed", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "--timeout=30s")
+    events = node.kubectl("describe", "pod", "probed")
+    assert "Readiness probe failed" in events and "failed liveness probe, will be restarted" in events
+    node.ready("probed")
+    node.kubectl("delete", "pod", "probed", "--now")
+
+
+def test_a_changed_config_map_is_seen_in_the_running_pod(node: Node) -> None:
+    node.apply(pod("follower", BUSYBOX, "sleep", "1000", container={"volumeMounts": [{"name": "map", "mountPath": "/map"}]},
+                   volumes=[{"name": "map", "configMap": {"name": "words"}}]))  # fmt: skip
+    with node.kubectl_stream(
+        "get", "events", "-w", "--field-selector=reason=FailedMount", "-o", "jsonpath={.message}{'\\n'}"
+    ) as lines:
+        assert 'configmap "words" not found' in next(lines)
+    node.kubectl("create", "configmap", "words", "--from-literal=word=one")
+    node.ready("follower", timeout_s=10)
+    node.kubectl("patch", "configmap", "words", "-p", '{"data":{"word":"two"}}')
+    wait = "for i in $(seq 100); do grep -q two /map/word && exit 0; sleep 0.05; done; exit 1"
+    node.kubectl("exec", "follower", "--", "sh", "-c", wait)
+    node.kubectl("delete", "pod", "follower", "--now")
+    node.kubectl("delete", "configmap", "words")
+
+
+def test_a_static_manifest_runs_and_is_shown_by_a_mirror_that_comes_back(node: Node) -> None:
+    manifest = node.prefix / "etc/nacre/manifests/static.json"
+    body = pod("static", BUSYBOX, "sleep", "1000")
+    manifest.with_suffix(".new").write_text(json.dumps(body))
+    manifest.with_suffix(".new").rename(manifest)
+    (name,) = {f"static-{os.uname().nodename.lower()}"}
+    node.kubectl("wait", "--for=create", f"pod/{name}", "--timeout=30s")
+    node.ready(name)
+    (before,) = node.pod(name)["status"]["containerStatuses"]  # type: ignore[index]
+    node.kubectl("delete", "pod", name)
+    node.kubectl("wait", "--for=create", f"pod/{name}", "--timeout=30s")
+    node.ready(name)
+    (after,) = node.pod(name)["status"]["containerStatuses"]  # type: ignore[index]
+    assert after["containerID"] == before["containerID"], "the mirror is a picture: the pod itself went on"
+    manifest.unlink()
+    node.kubectl("wait", "--for=delete", f"pod/{name}", "--timeout=30s")
+
+
+def test_trace_shows_the_document_at_each_joint(node: Node, kata: str) -> None:
+    node.apply(pod("traced", BUSYBOX, "sleep", "1000", handler=kata))
     node.ready("traced")
     picture = node.nacre("trace", "traced").stdout
     for word in ("RunPodSandbox", "ociVersion", "qemu-system", "runtimeClassName"):
         assert word in picture
     node.kubectl("delete", "pod", "traced", "--now")
-
-
-def _processes_running(words: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if command.startswith("sh -c " + words):
-                found.append(int(entry.name))
-    return found
