@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nacre import config
 from nacre.agent import frames, protocol
-from nacre.kata.appliance import Appliance
+from nacre.kata.appliance import Appliance, build
 from nacre.oci.errors import decode
 
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
 BOOT_S, CALL_S = 60.0, 60.0
 
 
@@ -128,6 +130,11 @@ class Guest:
         self._lines.close()
         self.monitor.close()
         self.sock.close()
+
+
+def appliance_for_tests() -> Appliance:
+    """Built once, kept in .cache: a second run needs no network."""
+    return build(config.Config(prefix=str(CACHE / "guest")), progress=print)
 
 
 def boot(

@@ -15,28 +15,24 @@ import guest_support as support
 import pytest
 from guest_support import Guest
 
-from nacre import config
 from nacre.agent import protocol as p
 from nacre.agent.drives import DriveMismatch
 from nacre.kata import appliance
 from nacre.oci.errors import AlreadyExists, Failure, Invalid, NotFound, Unsupported
 from nacre.runc.failures import CommandNotFound
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
 ROOT_ID = str(uuid.UUID(int=0x1234567890ABCDEF1234567890ABCDEF))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def guest_image() -> appliance.Appliance:
-    """Built once, kept in .cache: the second run needs no network."""
-    prefix = CACHE / "guest"
-    return appliance.build(config.Config(prefix=str(prefix)), progress=print)
+    return support.appliance_for_tests()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An erofs with a static busybox and what a shell needs."""
-    busybox = next((path for path in (CACHE / "peers/bin/busybox", Path("/bin/busybox")) if path.exists()), None)
+    busybox = next((path for path in (support.CACHE / "peers/bin/busybox", Path("/bin/busybox")) if path.exists()), None)
     assert busybox, "busybox-static is needed: ./run test unpacks it"
     base = tmp_path_factory.mktemp("root")
     tree = base / "tree"

@@ -5,8 +5,9 @@
     DATA/kata/appliance/current        link to the VERSION in use, replaced by rename
     DATA/kata/building-PID/            unfinished; what a kill leaves, the next build takes away
 
-VERSION is a hash of all that goes in. Nobody keeps these files open: QEMU reads them when it starts, so an older version goes as soon
-as a newer one is current. DATA/kata/appliance comes into being with the first finished version: its existence means "kata is enabled".
+VERSION is a hash of all that goes in. Nobody keeps these files open: QEMU reads them when it starts. The version before the current one
+stays for whoever has just looked it up, older ones go. DATA/kata/appliance comes into being with the first finished version: its existence
+means "kata is enabled".
 """
 
 from __future__ import annotations
@@ -111,9 +112,10 @@ def _sweep(base: str) -> None:
 def _version(package: str, python: appliance_files.Interpreter) -> str:
     """A hash of every input: the kernel's package by name, all else by its bytes."""
     whole = hashlib.sha256(f"{FORMAT} {os.path.basename(package)} {appliance_kernel.MODULES} {cmdline(python)}".encode())
-    for path in (python.path, *python.shared, *python.modules.values()):
+    inputs = {path: path for path in (python.path, *python.shared)} | python.modules
+    for name, path in inputs.items():  # a module by its name: where nacre is installed makes no difference
         with open(path, "rb") as file:
-            whole.update(path.encode() + hashlib.file_digest(file, "sha256").digest())
+            whole.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()[:16]
 
 
@@ -150,6 +152,7 @@ def _publish(base: str, draft: str, made: Appliance) -> Appliance:
         shutil.rmtree(target, ignore_errors=True)  # named before, never made current
         os.chmod(draft, 0o755)
         os.rename(draft, target)
+        former = os.readlink(f"{home}/current") if os.path.islink(f"{home}/current") else ""
         if os.path.islink(f"{home}/.current"):
             os.unlink(f"{home}/.current")  # of a build that was killed just here
         os.symlink(made.version, f"{home}/.current")
@@ -157,7 +160,7 @@ def _publish(base: str, draft: str, made: Appliance) -> Appliance:
     except OSError as error:
         raise Failure(what="put the appliance in place", cause=f"{error.filename}: {error.strerror}") from error
     for name in os.listdir(home):
-        if name not in ("current", made.version):
+        if name not in ("current", made.version, former):
             _remove(f"{home}/{name}")
     return Appliance(**asdict(made) | {"directory": target})
 

@@ -26,6 +26,7 @@ _LATER = (
     "stringprep",
 )  # loaded on use: here, at the start, they are in time
 _SECCOMP = "libseccomp.so.2"
+_ALONE = ("-sPSB", "-X", "utf8")  # -I would not let the hash seed be set
 _COMPILE = """
 import importlib._bootstrap_external as external, marshal, sys
 for line in sys.stdin:
@@ -70,7 +71,7 @@ def interpreter() -> Interpreter:
             cause="neither /usr/bin/python3 nor this one is 3.11 or newer",
             remedy="apt-get install python3",
         )
-    command = [path, "-ISB", "-X", "utf8", appliance_collect.__file__, source_directory(), *_ENTRIES, *_LATER]
+    command = [path, *_ALONE, appliance_collect.__file__, source_directory(), *_ENTRIES, *_LATER]
     found = json.loads(_output(command, "look what the agent loads"))
     modules = found["modules"]
     binaries = [found["interpreter"], *(file for file in modules.values() if ".so" in os.path.basename(file)), _seccomp(path)]
@@ -90,7 +91,9 @@ def _fits(path: str) -> bool:
 
 
 def _output(command: list[str], what: str, given: str | None = None) -> bytes:
-    done = subprocess.run(command, input=None if given is None else given.encode(), capture_output=True, check=False)
+    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONHASHSEED": "0"}  # sets are marshalled in the order of their hashes
+    data = None if given is None else given.encode()
+    done = subprocess.run(command, input=data, env=environment, capture_output=True, check=False)
     if done.returncode:
         raise InterpreterUnfit(
             what=what,
@@ -161,7 +164,7 @@ def _library(python: Interpreter) -> dict[str, bytes]:
         else:
             result[target] = _read(file)
     lines = "".join(f"{file}\t{target}\n" for file, target in to_compile)
-    packed = _output([python.path, "-ISBc", _COMPILE], "compile the agent", lines)
+    packed = _output([python.path, *_ALONE, "-c", _COMPILE], "compile the agent", lines)
     for _file, target in to_compile:
         length = int.from_bytes(packed[:4], "big")
         result[target + "c"] = packed[4 : 4 + length]

@@ -117,9 +117,22 @@ def _run(command: Sequence[str], what: str, directory: str) -> None:
 
 def unpack(path: str) -> Kernel:
     """Image and modules of the package at `path`."""
-    command = ["dpkg-deb", "--fsys-tarfile", path]
+    try:
+        files = _contents(path)
+    except tarfile.TarError as error:
+        raise _damaged(path, str(error)) from error
+    images = [name for name in files if name.startswith("boot/vmlinuz-")]
+    if len(images) != 1:
+        raise _damaged(path, f"it has {len(images)} kernel images")
+    release = images[0].removeprefix("boot/vmlinuz-")
+    return Kernel(release=release, image=_vmlinux(files[images[0]]), modules=tuple(_modules(files)))
+
+
+def _contents(path: str) -> dict[str, bytes]:
+    """The files of the package that may be needed."""
     files: dict[str, bytes] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+    command = ["dpkg-deb", "--fsys-tarfile", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
         assert reader.stdout is not None
         with tarfile.open(fileobj=reader.stdout, mode="r|") as tar:
             for member in tar:
@@ -127,15 +140,13 @@ def unpack(path: str) -> Kernel:
                 if member.isreg() and _wanted(name):
                     taken = tar.extractfile(member)
                     files[name] = taken.read() if taken is not None else b""
-    images = [name for name in files if name.startswith("boot/vmlinuz-")]
-    if reader.returncode or len(images) != 1:
-        raise KernelUnavailable(
-            what=f"unpack {path}",
-            cause=f"dpkg-deb ended with code {reader.returncode}, {len(images)} kernel images found",
-            remedy=f"rm {path}",
-        )
-    release = images[0].removeprefix("boot/vmlinuz-")
-    return Kernel(release=release, image=_vmlinux(files[images[0]]), modules=tuple(_modules(files)))
+    if reader.returncode:
+        raise _damaged(path, f"dpkg-deb ended with code {reader.returncode}")
+    return files
+
+
+def _damaged(path: str, cause: str) -> KernelUnavailable:
+    return KernelUnavailable(what=f"unpack {path}", cause=cause, remedy=f"rm {path}")
 
 
 def _wanted(name: str) -> bool:
