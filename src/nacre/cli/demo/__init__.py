@@ -46,8 +46,8 @@ def demo(config: Config, compare_login: bool | None, no_vm: bool, skip: tuple[st
             chain.show(stage)
     finally:
         stage.close()
-    left = proof.differences(before, proof.photograph(config)) if stage.owns_node else []
-    proof.show(config, left, node_left_up=not stage.owns_node)
+    left, others = proof.differences(before, proof.photograph(config), stage.held) if stage.owns_node else ([], [])
+    proof.show(config, left, others, node_left_up=not stage.owns_node)
     if left:
         raise NotClean(what="leave the host as it was", cause=f"{len(left)} things differ", evidence=tuple(left))
 

@@ -63,23 +63,38 @@ def _cgroups() -> list[str]:
     return [f"{h.mount}/{name}" for h in layout.hierarchies for name in os.listdir(h.mount) if os.path.isdir(f"{h.mount}/{name}")]
 
 
-def differences(before: Photograph, after: Photograph) -> list[str]:
-    """One line a thing that came and stayed, or was there and is gone."""
-    lines = []
+def held(config: Config) -> frozenset[str]:
+    """Names of what the node has on the host now, and all addresses: for `differences`."""
+    now = host.census(config)
+    return frozenset((*now.mounts, *now.links, *now.tables, *now.cgroups, *_addresses()))
+
+
+def differences(before: Photograph, after: Photograph, own: frozenset[str]) -> tuple[list[str], list[str]]:
+    """(what of the node's own stayed or changed, what else changed on this host meanwhile), one line a thing.
+
+    `own` is `held` while the node ran: what is new and was never the node's has come from somebody else.
+    """
+    ours: list[str] = []
+    others: list[str] = []
     for field in fields(Photograph):
         old, new = getattr(before, field.name), getattr(after, field.name)
-        lines += [f"{field.name}: {thing} is new" for thing in sorted(new - old)]
-        lines += [f"{field.name}: {thing} is gone" for thing in sorted(old - new)]
-    return lines
+        always = field.name in ("census", "sysctls")
+        for thing in sorted(new - old):
+            (ours if always or thing.partition(" (")[0] in own else others).append(f"{field.name}: {thing} is new")
+        for thing in sorted(old - new):
+            (ours if always else others).append(f"{field.name}: {thing} is gone")
+    return ours, others
 
 
-def show(config: Config, left: list[str], *, node_left_up: bool) -> None:
+def show(config: Config, left: list[str], others: list[str], *, node_left_up: bool) -> None:
     """The verdict, then what stays on purpose with its size and the command that removes it."""
     output.say()
     if node_left_up:
         output.say("The node was up before and stays up.")
     elif not left:
         output.say("No process, mount, link, address, rule, cgroup or sysctl of ours is left.", "ok")
+    for line in others[:8]:
+        output.say(f"  by somebody else meanwhile: {line}", "dim")
     rows = [(what, output.size(size), command) for what, size, command in _stays(config)]
     output.table(("what stays", "size", "remove it with"), rows)
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from nacre.cli import addons, cluster, control, kubectl, lifecycle, output
+from nacre.cli.demo import proof
 from nacre.config import Config
 from nacre.oci.errors import Failure, NotFound
 from nacre.wire.kube import Object
@@ -48,6 +49,7 @@ class Stage:
     owns_node: bool = False
     pods: list[str] = field(default_factory=list)
     place: str = ""
+    held: frozenset[str] = frozenset()  # the node's own on this host, before it is taken down
 
     def open(self) -> None:
         """The node up and Ready, the demo's images there, kata enabled; each step says what it does."""
@@ -72,6 +74,7 @@ class Stage:
     def close(self) -> None:
         """Delete the demo's objects and, if it was ours, take the node down; never raises what would hide the first error."""
         heading("Taking everything down")
+        self.held = proof.held(self.config)
         try:
             if control.running(self.config):
                 self._forget(quiet=False)
