@@ -13,6 +13,7 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from nacre.linux.cgroup_names import slice_path
 from nacre.oci.errors import Invalid
 
 
@@ -46,7 +47,7 @@ class Config:
     cni_dir: str = ""  # a CNI configuration directory replaces the built-in bridge
     cni_bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     insecure_registries: tuple[str, ...] = ()  # host:port spoken to in plain http; loopback ones always may be tried so
-    cgroup_driver: str = "cgroupfs"
+    cgroup_driver: str = "cgroupfs"  # or systemd, where it is the init
     handlers: dict[str, HandlerConfig] = field(default_factory=dict)
     kata: KataConfig = field(default_factory=KataConfig)
 
@@ -96,8 +97,8 @@ class Config:
 
     @property
     def cgroup_root(self) -> str:
-        """Every cgroup of this node lies under /NAME of each hierarchy."""
-        return "/" + self.instance
+        """Every cgroup of this node lies under this path of each hierarchy; systemd's driver makes it a slice."""
+        return slice_path(f"{self.instance}.slice") if self.cgroup_driver == "systemd" else f"/{self.instance}"
 
 
 def node_address(config: Config) -> str:
@@ -139,6 +140,8 @@ def load(prefix: str | None = None) -> Config:
     }
     kata = _typed(KataConfig, document.pop("kata", {}), "kata", path)
     config: Config = _typed(Config, defaults | document | {"handlers": handlers, "kata": kata}, "", path)
+    if config.cgroup_driver not in ("cgroupfs", "systemd"):
+        raise Invalid(what=f"read {path}", cause=f"cgroup_driver is {config.cgroup_driver!r}", remedy="use cgroupfs or systemd")
     return config
 
 

@@ -62,7 +62,7 @@ async def pods(config: Config, grace_s: float, progress: Progress) -> int:
 def rest(config: Config) -> None:
     """What pods lay in, once the services have stopped: mounted volumes, cgroups. Raises CgroupBusy naming who is still in one."""
     from nacre.kubelet import volumes
-    from nacre.linux import cgroups
+    from nacre.linux import cgroup_systemd, cgroups
 
     volumes.unmount_all(config.kubelet_dir)
-    cgroups.Cgroup(cgroups.discover(), config.cgroup_root).remove()
+    cgroup_systemd.group(cgroups.discover(), config.cgroup_root).remove()

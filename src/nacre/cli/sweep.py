@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from nacre.cli import host
 from nacre.config import Config
-from nacre.linux import mounts
+from nacre.linux import cgroup_systemd, mounts
 from nacre.network import Network
 from nacre.oci.errors import Failure
 
@@ -41,6 +41,8 @@ def sweep(config: Config) -> list[str]:
         _kill(alive, refused)
     _each("mount", found.mounts, _unmount, refused)
     said += Network(config).stop()
+    if found.cgroups:
+        cgroup_systemd.stop(config.cgroup_root)
     _each("cgroup", found.cgroups, os.rmdir, refused)
     kinds = {"mounts": found.mounts, "links": found.links, "tables": found.tables, "cgroups": found.cgroups}
     for name, names in ({"processes": tuple(map(str, found.processes))} | kinds).items():

@@ -16,6 +16,7 @@ from nacre.cri import spec
 from nacre.cri.pods import Pods, busy_with, remove_bundle
 from nacre.cri.store import ContainerRecord, SandboxRecord
 from nacre.images import User
+from nacre.linux import cgroup_names
 from nacre.oci.crash import point
 from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus, encode, from_exception
 from nacre.wire import cri_pb2 as cri
@@ -141,7 +142,7 @@ class Containers:
             container_id=identifier,
             directory=self._pods.directory(sandbox.id),
             namespaces=await self._namespaces(sandbox, options),
-            cgroups_path=self._pods.cgroup_path(sandbox, identifier),
+            cgroups_path=cgroup_names.as_cgroups_path(self._pods.cgroup_path(sandbox, identifier)),
             user=user,
             host_ipc=options.ipc == cri.NODE,
         )

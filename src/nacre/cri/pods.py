@@ -21,7 +21,7 @@ from nacre.config import Config
 from nacre.cri.shims import Connection, ShimDied, Zygote, connect
 from nacre.cri.store import ContainerRecord, SandboxRecord, Store
 from nacre.images import Store as Images
-from nacre.linux import cgroups, mounts, process
+from nacre.linux import cgroup_names, cgroup_systemd, cgroups, mounts, process
 from nacre.linux.mounts import UnmountFlag
 from nacre.network import Network
 from nacre.oci import trace
@@ -269,15 +269,16 @@ class Pods:
             await self._remove_group(self.cgroup_path(record))
 
     async def _remove_group(self, path: str) -> None:
-        group = cgroups.Cgroup(self.layout, path)
+        group = cgroup_systemd.group(self.layout, path)
         if group.exists():
             await asyncio.to_thread(group.kill)
             await asyncio.to_thread(group.remove)
 
     def cgroup_path(self, record: SandboxRecord, container: str = "") -> str:
         """The pod's cgroup, or that of a container in it."""
-        pod = cri.PodSandboxConfig.FromString(record.config).linux.cgroup_parent or f"{self.config.cgroup_root}/pods/{record.id}"
-        return f"{pod}/{container}" if container else pod
+        named = str(cri.PodSandboxConfig.FromString(record.config).linux.cgroup_parent)
+        pod = named or cgroup_names.child(cgroup_names.child(self.config.cgroup_root, "pods"), record.id)
+        return cgroup_names.container(pod, container) if container else pod
 
     @staticmethod
     def _shim_death(record: SandboxRecord) -> Failure:

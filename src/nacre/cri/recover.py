@@ -17,6 +17,7 @@ from typing import Any
 from nacre.cri.pods import Pods
 from nacre.cri.shims import Connection
 from nacre.cri.store import SandboxRecord
+from nacre.linux import cgroup_names
 from nacre.oci.errors import Failure
 from nacre.wire import cri_pb2 as cri
 
@@ -83,7 +84,7 @@ def _config(directory: str) -> bytes:
             parent = json.load(file)["cgroups_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return b""
-    if parent.endswith("/" + os.path.basename(directory)):
+    if cgroup_names.name_in(*os.path.split(parent)) == os.path.basename(directory):
         return b""  # our own, as no caller named one
     data: bytes = cri.PodSandboxConfig(linux=cri.LinuxPodSandboxConfig(cgroup_parent=parent)).SerializeToString()
     return data

@@ -9,6 +9,8 @@ from fractions import Fraction
 from typing import Any
 
 from nacre.linux import cgroups
+from nacre.linux.cgroup_names import child, name_in
+from nacre.linux.cgroup_systemd import group
 from nacre.oci.errors import Invalid
 from nacre.wire import cri_pb2 as cri
 
@@ -114,12 +116,11 @@ def pod_totals(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 class PodCgroup:
-    """ROOT/kubepods/[burstable/|besteffort/]podUID: made before the sandbox, removed after it."""
+    """ROOT/kubepods/[burstable/|besteffort/]podUID, slices if ROOT is one: made before the sandbox, removed after it."""
 
     def __init__(self, layout: cgroups.Layout, root: str, uid: str, qos: str) -> None:
-        level = "" if qos == "Guaranteed" else f"/{qos.lower()}"
-        self.path = f"{root}/kubepods{level}/pod{uid}"
-        self._cgroup = cgroups.Cgroup(layout, self.path)
+        self.path = child(_level(root, "" if qos == "Guaranteed" else qos.lower()), f"pod{uid}")
+        self._cgroup = group(layout, self.path)
 
     def make(self, resources: dict[str, Any]) -> None:
         """Raises CgroupMissing, LimitRefused."""
@@ -130,24 +131,30 @@ class PodCgroup:
         self._cgroup.remove()
 
 
-LEVELS = ("/kubepods", "/kubepods/burstable", "/kubepods/besteffort")
+LEVELS = ("", "burstable", "besteffort")
+
+
+def _level(root: str, name: str) -> str:
+    pods = child(root, "kubepods")
+    return child(pods, name) if name else pods
 
 
 def make_levels(layout: cgroups.Layout, root: str) -> None:
     """The groups that pods' groups lie in, by QoS class."""
     for level in LEVELS:
-        cgroups.Cgroup(layout, root + level).create()
+        group(layout, _level(root, level)).create()
 
 
 def remove_pod_cgroups(layout: cgroups.Layout, root: str, living: set[str]) -> None:
     """Empty groups of pods that are not among the `living`; one with processes in it belongs to someone and stays."""
     for level in LEVELS:
-        parent = cgroups.Cgroup(layout, root + level)
-        there = (directory for _hierarchy, directory in parent.directories() if os.path.isdir(directory))
-        for name in {name for directory in there for name in os.listdir(directory) if name.startswith("pod")}:
-            group = cgroups.Cgroup(layout, f"{root}{level}/{name}")
-            if name[3:] not in living and not group.pids():
-                group.remove()
+        parent = _level(root, level)
+        places = (directory for _hierarchy, directory in cgroups.Cgroup(layout, parent).directories() if os.path.isdir(directory))
+        names = {name_in(parent, entry) for directory in places for entry in os.listdir(directory)}
+        for name in names:
+            pod = group(layout, child(parent, name))
+            if name.startswith("pod") and name[3:] not in living and not pod.pids():
+                pod.remove()
 
 
 def node_memory_bytes() -> int:

@@ -25,7 +25,7 @@ class Place:
 
 def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
     """The place of container `identifier` whose document says `wanted`. Raises Unsupported where systemd is asked for and is not there."""
-    if systemd and not os.path.isdir(SYSTEMD):
+    if systemd and not booted():
         raise Unsupported(
             what=f"make the cgroup of container {identifier} through systemd",
             cause=f"systemd is not this machine's init: there is no {SYSTEMD}",
@@ -70,7 +70,39 @@ def slice_path(name: str) -> str:
     return "".join("/" + "-".join(words[: count + 1]) + ".slice" for count in range(len(words)))
 
 
-def below(parent: str, prefix: str, name: str) -> str:
-    """The cgroupsPath of a container under a pod's `parent`, in the form of the parent: below a slice it is a scope."""
-    last = os.path.basename(parent.rstrip("/"))
-    return f"{last}:{prefix}:{name}" if last.endswith(".slice") else f"{parent.rstrip('/')}/{name}"
+def booted() -> bool:
+    """Whether systemd is this machine's init."""
+    return os.path.isdir(SYSTEMD)
+
+
+# Below a slice everything is systemd's: groups of groups are slices, whose names repeat their parents', containers are scopes.
+
+
+def child(parent: str, name: str) -> str:
+    """The path of the group `name` below `parent`: a slice below a slice, else a directory of that name."""
+    if not parent.endswith(".slice"):
+        return f"{parent.rstrip('/')}/{name}"
+    stem = os.path.basename(parent).removesuffix(".slice")
+    return f"{parent}/{stem}-{name.replace('-', '_')}.slice"  # a dash would be one more level
+
+
+def name_in(parent: str, entry: str) -> str:
+    """`child` undone: the name behind the directory `entry` of `parent`. Names with an underscore of their own do not come back."""
+    if not parent.endswith(".slice"):
+        return entry
+    stem = os.path.basename(parent).removesuffix(".slice")
+    return entry.removeprefix(f"{stem}-").removesuffix(".slice").replace("_", "-")
+
+
+def container(parent: str, identifier: str) -> str:
+    """The path of a container's group below its pod's."""
+    return f"{parent}/nacre-{identifier}.scope" if parent.endswith(".slice") else f"{parent.rstrip('/')}/{identifier}"
+
+
+def as_cgroups_path(path: str) -> str:
+    """What linux.cgroupsPath has to say for the container's group to be `path`."""
+    directory, name = os.path.split(path)
+    if not name.endswith(".scope"):
+        return path
+    prefix, _, identifier = name.removesuffix(".scope").partition("-")
+    return f"{os.path.basename(directory)}:{prefix}:{identifier}"

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Iterable
 from typing import Any
 
-from nacre.linux import cgroup_values, process
+from nacre.linux import cgroup_names, cgroup_values, process
 from nacre.linux.bus import Bus, CallRefused, unix_path
 from nacre.linux.cgroup_files import CgroupBusy
 from nacre.linux.cgroup_layout import Layout
@@ -215,6 +215,23 @@ class SliceCgroup(Cgroup):
         with Systemd() as systemd:
             systemd.stop(self._unit)
         super().remove()
+
+
+def group(layout: Layout, path: str) -> Cgroup:
+    """The group at `path`, made and removed by systemd if its name is a unit's and systemd is there."""
+    if not cgroup_names.booted() or not path.endswith((".slice", ".scope")):
+        return Cgroup(layout, path)
+    if path.endswith(".slice"):
+        return SliceCgroup(layout, path)
+    directory, unit = os.path.split(path)
+    return ScopeCgroup(layout, Place(path=path, unit=unit, slice=os.path.basename(directory)))
+
+
+def stop(path: str) -> None:
+    """Have systemd end the slice at `path`, with all that it made there; where none of it is a unit, nothing."""
+    if path.endswith(".slice") and cgroup_names.booted():
+        with Systemd() as systemd:
+            systemd.stop(os.path.basename(path))
 
 
 def _block_name(layout: Layout) -> str:

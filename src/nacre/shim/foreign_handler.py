@@ -16,11 +16,12 @@ import signal as signals
 import socket
 from typing import Any
 
+from nacre.linux.cgroup_names import booted, resolve
 from nacre.linux.cgroups import Cgroup
 from nacre.oci.errors import Failure
 from nacre.oci.handler import Host, Sandbox, Stdio
 from nacre.shim.processes import exit_code, in_child
-from nacre.shim.runc_handler import RuncHandler, standard
+from nacre.shim.runc_handler import RuncHandler, standing
 
 _LOG, _PID, _CONSOLE = "foreign.log", "foreign.pid", "console.sock"
 _LAST = 4096  # bytes of a log that are read
@@ -50,22 +51,27 @@ class ForeignHandler(RuncHandler):
     def _create(self, container: str, bundle: str, stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
         os.chdir(bundle)
         with open("config.json", "rb") as file:
-            group = json.load(file)["linux"]["cgroupsPath"]
+            group = resolve(json.load(file)["linux"]["cgroupsPath"], container, systemd=False).path
         words = ["create", "--bundle", bundle, "--pid-file", _PID]
         pid, console = self._launch(f"create container {container[:12]}", words, container, stdio)
         return {"pid": pid, "cgroup": group}, console
 
-    def _execute(self, container: str, process: dict[str, Any], stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
-        os.chdir(self._bundle(container))
-        name = f"process-{os.getpid()}.json"
-        with open(name, "w", encoding="utf-8") as file:
-            json.dump(process, file)
-        try:
-            words = ["exec", "--detach", "--process", name, "--pid-file", _PID]
-            pid, console = self._launch(f"run a command in container {container[:12]}", words, container, stdio)
-        finally:
-            os.unlink(name)
-        return {"pid": pid}, console
+    def _execute(self, container: str, process: dict[str, Any], stdio: Stdio) -> tuple[int, int | None]:
+        what = f"run a command in container {container[:12]}"
+
+        def work() -> tuple[dict[str, Any], list[int]]:
+            os.chdir(self._bundle(container))
+            with open("process.json", "w", encoding="utf-8") as file:
+                json.dump(process, file)
+            try:
+                words = ["exec", "--detach", "--process", "process.json", "--pid-file", _PID]
+                pid, console = self._launch(what, words, container, stdio)
+            finally:
+                os.unlink("process.json")
+            return {"pid": pid}, console
+
+        answer, console = in_child(what, work)
+        return int(answer["pid"]), console[0] if console else None
 
     def start(self, container: str) -> int:
         what = f"start container {container[:12]}"
@@ -85,7 +91,8 @@ class ForeignHandler(RuncHandler):
     def _delete(self, container: str) -> None:
         if (container, "") in self._pids:  # a runtime waits for the end of what it kills
             Cgroup(self._layout, self._groups[container].path).kill(signals.SIGKILL)
-        self._command(f"delete container {container[:12]}", container, "delete", "--force")
+        what = f"delete container {container[:12]}"
+        in_child(what, lambda: self._command(what, container, "delete", "--force"))
 
     # in the set-up child
 
@@ -105,7 +112,8 @@ class ForeignHandler(RuncHandler):
                 listener.listen(1)
                 words = [*words, "--console-socket", _CONSOLE]
             try:
-                self._run(what, [*words, container], standard(stdio))
+                with standing(stdio) as descriptors:
+                    self._run(what, [*words, container], descriptors)
                 console = [_received(listener)] if stdio.tty else []
             finally:
                 _gone(_CONSOLE)
@@ -115,7 +123,8 @@ class ForeignHandler(RuncHandler):
         return pid, console
 
     def _run(self, what: str, words: list[str], stdio: tuple[int, int, int]) -> None:
-        command = [self._binary, "--root", self.root, "--log", _LOG, "--log-format", "json", *words]
+        driver = ["--systemd-cgroup"] if booted() and self.sandbox.cgroups_path.endswith(".slice") else []
+        command = [self._binary, "--root", self.root, "--log", _LOG, "--log-format", "json", *driver, *words]
         for signal in (signals.SIGCHLD, signals.SIGINT):
             signals.signal(signal, signals.SIG_DFL)
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(_apart(stdio))]

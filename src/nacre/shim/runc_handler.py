@@ -1,7 +1,7 @@
 """The pod as namespaced containers on this host: `nacre.runc` behind the shim's joint. Made by a shim as `RuncHandler(host)`.
 
-Whatever reads large documents, mounts or forks a container runs in a set-up child that exits, so that the shim stays small; signals
-and counters are the shim's own work.
+What is done once and reads large documents (making and starting a container) runs in a set-up child that exits, so that the shim stays
+small; what may come often or at the very end (commands, signals, counters, deletion) is the shim's own work, which is quicker.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import signal as signals
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from nacre import runc
 from nacre.linux import mounts
+from nacre.linux.cgroup_names import booted
 from nacre.linux.cgroups import Cgroup, Layout, discover
+from nacre.linux.libc import owned
 from nacre.linux.mounts import UnmountFlag
 from nacre.linux.overlay import mount_overlay
 from nacre.oci import state as records
@@ -108,7 +111,9 @@ class RuncHandler:
 
     def _create(self, container: str, bundle: str, stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
         """In the set-up child: {"pid", "cgroup"}, and the console."""
-        launch = runc.create(self.root, container, bundle, stdio=standard(stdio), tty=stdio.tty, layout=self._layout)
+        launch = runc.create(
+            self.root, container, bundle, stdio=standard(stdio), tty=stdio.tty, layout=self._layout, systemd_cgroup=booted()
+        )
         group = records.read(self.root, container).cgroup
         return {"pid": launch.pid, "cgroup": group}, [] if launch.console is None else [launch.console]
 
@@ -125,17 +130,17 @@ class RuncHandler:
 
     def execute(self, container: str, exec_id: str, process: dict[str, Any], stdio: Stdio) -> int | None:
         try:
-            answer, descriptors = in_child(
-                f"run a command in container {container[:12]}", lambda: self._execute(container, process, stdio)
-            )
+            pid, console = self._execute(container, process, stdio)
         finally:
             close(stdio)
-        self._own(container, exec_id, int(answer["pid"]))
-        return descriptors[0] if descriptors else None
+        self._own(container, exec_id, pid)
+        return console
 
-    def _execute(self, container: str, process: dict[str, Any], stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
-        launch = runc.execute(self.root, container, process, stdio=standard(stdio), tty=stdio.tty)
-        return {"pid": launch.pid}, [] if launch.console is None else [launch.console]
+    def _execute(self, container: str, process: dict[str, Any], stdio: Stdio) -> tuple[int, int | None]:
+        """By the shim itself: a probe comes again and again, and each set-up child would pay for the same page faults."""
+        with standing(stdio) as descriptors:
+            launch = runc.execute(self.root, container, process, stdio=descriptors, tty=stdio.tty)
+        return launch.pid, launch.console
 
     def kill_exec(self, container: str, exec_id: str, signal: int) -> None:
         pid = self._pids.get((container, exec_id))
@@ -155,15 +160,9 @@ class RuncHandler:
         return dict(group.stats())
 
     def delete(self, container: str) -> None:
-        rootfs = f"{self.sandbox.directory}/containers/{container}/rootfs"
-
-        def work() -> tuple[dict[str, Any], list[int]]:
-            self._delete(container)
-            pod_namespaces.unmount(rootfs)
-            return {}, []
-
         self._killed.add(container)
-        in_child(f"delete container {container[:12]}", work)
+        self._delete(container)
+        pod_namespaces.unmount(f"{self.sandbox.directory}/containers/{container}/rootfs")
         self._groups.pop(container, None)
         if (container, "") not in self._pids:
             self._killed.discard(container)
@@ -225,13 +224,15 @@ def close(stdio: Stdio) -> None:
         os.close(fd)  # type: ignore[arg-type]  # None is taken out above
 
 
-def standard(stdio: Stdio) -> tuple[int, int, int]:
-    """Three descriptors; what is not wanted is /dev/null."""
+@contextmanager
+def standing(stdio: Stdio) -> Iterator[tuple[int, int, int]]:
+    """Three descriptors for the block; what is not wanted is /dev/null."""
     if stdio.tty:
-        return (0, 1, 2)
-    void = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    given = (stdio.stdin, stdio.stdout, stdio.stderr)
-    return tuple(void if fd is None else fd for fd in given)  # type: ignore[return-value]  # three in, three out
+        yield (0, 1, 2)
+        return
+    with owned(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) as void:
+        first, second, third = (void if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr))
+        yield (first, second, third)
 
 
 def done(act: Callable[..., None], *arguments: Any) -> tuple[dict[str, Any], list[int]]:
