@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 # sysfs shows the links of the network namespace it was mounted in; the cgroup hierarchies below it are taken along
 SET_UP = """set -e
 mount -t tmpfs mine "$0" && mkdir "$0/sys" && mount -t sysfs mine "$0/sys" && mount --rbind /sys/fs/cgroup "$0/sys/fs/cgroup"
-mount --rbind "$0/sys" /sys && umount -R "$0/sys" && umount "$0"
+umount -R -l /sys && mount --rbind "$0/sys" /sys && umount -R "$0/sys" && umount "$0"
 ip link set lo up
 echo 0 > /proc/sys/net/ipv4/ip_forward
 echo ready

@@ -93,8 +93,9 @@ def show(config: Config, left: list[str], others: list[str], *, node_left_up: bo
         output.say("The node was up before and stays up.")
     elif not left:
         output.say("No process, mount, link, address, rule, cgroup or sysctl of ours is left.", "ok")
-    for line in others[:8]:
-        output.say(f"  by somebody else meanwhile: {line}", "dim")
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        output.say(f"Meanwhile, by somebody else: {'; '.join(others[:3])}{more}.", "dim")
     rows = [(what, output.size(size), command) for what, size, command in _stays(config)]
     output.table(("what stays", "size", "remove it with"), rows)
 

@@ -37,8 +37,16 @@ def pods(config: Config) -> Iterator[Finding]:
         verdict = Verdict.BAD if each["level"] == "bad" else Verdict.WARN
         yield Finding("pod network", verdict, each["what"], tuple(each["evidence"]), each["remedy"])
     if not found:
-        where = f"CNI from {config.cni_dir}" if config.cni_dir else f"range {config.pod_cidr} is free, packets are forwarded"
-        yield Finding("pod network", Verdict.OK, where)
+        yield Finding("pod network", Verdict.OK, f"CNI from {config.cni_dir}" if config.cni_dir else _bridge(config))
+
+
+def _bridge(config: Config) -> str:
+    from nacre.network import ranges
+
+    with open("/proc/sys/net/ipv4/ip_forward") as file:
+        forwards = file.read().strip() == "1"
+    known = "packets are forwarded" if forwards else "ip_forward is 0 now: set while the node is up, set back by nacre down"
+    return f"range {ranges.choose(config)} is free, {known}"
 
 
 def proxy(_config: Config) -> Iterator[Finding]:
