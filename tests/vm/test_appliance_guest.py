@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import time
 import uuid
@@ -408,3 +409,10 @@ def test_a_request_of_the_wrong_shape_is_answered_not_believed(guest: Guest) -> 
         guest.channel.message({"id": 10**6 + 2, "method": "start", "params": {"container": "../x"}})
         guest.answer(10**6 + 2, "start")
     assert support.hello(guest).version == p.VERSION
+
+
+def test_a_host_that_breaks_the_protocol_ends_the_guest_with_the_reason_on_its_console(guest: Guest) -> None:
+    """The last one here: the guest does not survive it."""
+    guest.sock.sendall(struct.pack("!IIB3s", 5, 0xFFFFFF, 0, bytes(3)) + b"hello")
+    assert guest.process.wait(30) == 0
+    assert f"stream {0xFFFFFF} was never opened" in guest.said()

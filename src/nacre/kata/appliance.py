@@ -121,7 +121,7 @@ def _version(package: str, python: appliance_files.Interpreter) -> str:
 
 def cmdline(python: appliance_files.Interpreter) -> str:
     """The kernel's command line. After "--" come the words of PID 1: isolated, no site, no bytecode written."""
-    kernel = "quiet panic=-1 random.trust_cpu=on cgroup_no_v1=all swiotlb=noforce rcupdate.rcu_expedited=1"
+    kernel = "quiet panic=-1 random.trust_cpu=on cgroup_no_v1=all swiotlb=noforce rcupdate.rcu_expedited=1 cryptomgr.notests"
     return f"{kernel} rdinit={python.path} -- -ISB -X utf8 {python.library}/nacre/agent/__main__.pyc"
 
 
