@@ -1,0 +1,176 @@
+"""Limits on this host's own cgroup layout, whatever it is: asked for in OCI words, read back from the kernel's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runc_support import Bundle, leftovers, made
+
+from nacre.linux import cgroups
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    with made(tmp_path) as one:
+        yield one
+
+
+def read(bundle: Bundle, controller: str, v1: str, v2: str) -> str:
+    """The file of the container's cgroup, by the version that the controller is on."""
+    layout = cgroups.discover(controller)
+    hierarchy = layout.need(controller, "test")
+    directory = layout.directory(hierarchy, bundle.cgroup)
+    return Path(directory, v1 if hierarchy.version == 1 else v2).read_text().strip()
+
+
+def test_memory_cpu_and_pids_limits_reach_the_kernel(bundle: Bundle) -> None:
+    bundle.linux["resources"] |= {
+        "memory": {"limit": 64 * MIB, "reservation": 32 * MIB},
+        "cpu": {"shares": 512, "quota": 20000, "period": 100000, "cpus": "0", "mems": "0"},
+        "pids": {"limit": 17},
+    }
+    pid = bundle.up()
+    assert read(bundle, "memory", "memory.limit_in_bytes", "memory.max") == str(64 * MIB)
+    assert read(bundle, "cpu", "cpu.cfs_quota_us", "cpu.max").split()[0] == "20000"
+    assert read(bundle, "cpuset", "cpuset.cpus", "cpuset.cpus") == "0"
+    assert read(bundle, "pids", "pids.max", "pids.max") == "17"
+    assert os.sched_getaffinity(pid) == {0}
+    assert str(pid) in read(bundle, "memory", "cgroup.procs", "cgroup.procs").split()
+
+
+def test_update_changes_what_is_named_and_leaves_the_rest(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.linux["resources"] |= {"memory": {"limit": 64 * MIB}, "pids": {"limit": 17}}
+    bundle.up()
+    bundle.ok("update", "--memory", "96m", "--cpu-quota", "30000", "--cpu-period", "100000", bundle.name)
+    assert read(bundle, "memory", "memory.limit_in_bytes", "memory.max") == str(96 * MIB)
+    assert read(bundle, "pids", "pids.max", "pids.max") == "17"
+    (tmp_path / "r.json").write_text(json.dumps({"pids": {"limit": 21}}))
+    bundle.ok("update", "-r", str(tmp_path / "r.json"), bundle.name)
+    assert read(bundle, "pids", "pids.max", "pids.max") == "21"
+    bundle.ok("update", "--resources", "-", bundle.name, input='{"pids": {"limit": 22}}')
+    assert read(bundle, "pids", "pids.max", "pids.max") == "22"
+    assert "linux.resources.pids.limit" in bundle.fails("update", "-r", "-", bundle.name, input='{"pids": {"limit": "many"}}')
+
+
+def test_a_limit_below_what_is_in_use_is_refused_with_the_figures(bundle: Bundle) -> None:
+    bundle.linux["resources"]["memory"] = {"limit": 64 * MIB}
+    bundle.mount("/mnt", "tmpfs", "tmpfs")
+    bundle.up("dd if=/dev/zero of=/mnt/fill bs=1M count=32 2>/dev/null; echo full; exec sleep 100")
+    while "full" not in bundle.output():
+        pass
+    done = bundle.call("update", "--memory", "1m", "--memory-swap", "1m", bundle.name)
+    if cgroups.discover().need("memory", "test").version == 1:
+        assert done.returncode == 1 and "Device or resource busy" in done.stderr and "memory.usage_in_bytes is" in done.stderr
+
+
+def test_a_container_that_needs_more_memory_than_its_limit_is_killed(bundle: Bundle) -> None:
+    bundle.linux["resources"]["memory"] = {"limit": 16 * MIB, "swap": 16 * MIB}
+    bundle.mount("/mnt", "tmpfs", "tmpfs")
+    done = bundle.run("dd if=/dev/zero of=/mnt/fill bs=1M count=64 2>/dev/null; exit $?")
+    assert done.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("limit", [512 << 10, 1 << 20, 4 << 20])
+def test_a_tiny_memory_limit_starts_or_says_that_memory_ran_out(bundle: Bundle, limit: int) -> None:
+    """Below what a runtime's own set-up takes others fail with "EOF"."""
+    bundle.linux["resources"]["memory"] = {"limit": limit}
+    done = bundle.run("echo started")
+    assert done.stdout == "started\n" or "out of memory in cgroup" in done.stderr or done.returncode == 137, done.stderr
+    assert leftovers(bundle) == []
+
+
+def test_device_rules_are_applied_in_order_and_hold(bundle: Bundle) -> None:
+    bundle.linux["devices"] = [{"type": "c", "path": "/dev/tun9", "major": 10, "minor": 200}]
+    read_tun = "dd if=/dev/tun9 bs=1 count=0 2>/dev/null && echo may || echo may not"
+    deny = {"allow": False, "access": "rwm"}
+    allow = {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "r"}
+    bundle.linux["resources"]["devices"] = [deny]
+    assert bundle.says(read_tun) == "may not\n"
+    bundle.linux["resources"]["devices"] = [deny, allow]
+    assert bundle.says(read_tun + "; echo x 2>/dev/null > /dev/tun9 || echo no writing") == "may\nno writing\n"
+    bundle.linux["resources"]["devices"] = [allow, deny]
+    assert bundle.says(read_tun + "; echo x > /dev/null && echo default") == "may not\ndefault\n"
+
+
+def test_a_rate_for_a_block_device_reaches_the_kernel(bundle: Bundle) -> None:
+    major, minor = 7, 0
+    bundle.linux["resources"]["blockIO"] = {
+        "throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 1048576}],
+        "throttleWriteIOPSDevice": [{"major": major, "minor": minor, "rate": 100}],
+        "weight": 500,
+    }
+    if not Path(f"/sys/dev/block/{major}:{minor}").exists():
+        pytest.skip("stat(2) /sys/dev/block/7:0: no loop device here")
+    bundle.up()
+    assert f"{major}:{minor} " in read(bundle, "blkio", "blkio.throttle.read_bps_device", "io.max")
+
+
+def test_a_huge_page_limit_reaches_the_kernel(bundle: Bundle) -> None:
+    layout = cgroups.discover()
+    if layout.find("hugetlb") is None:
+        bundle.linux["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 4 * MIB}]
+        assert "controller hugetlb is nowhere mounted" in bundle.refuses("true")
+        return
+    bundle.linux["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 4 * MIB}]
+    bundle.up()
+    assert read(bundle, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max") == str(4 * MIB)
+
+
+def test_unified_keys_go_to_v2_or_are_refused_by_name(bundle: Bundle) -> None:
+    bundle.linux["resources"]["unified"] = {"pids.max": "33"}
+    if cgroups.discover().need("pids", "test").version == 2:
+        bundle.up()
+        assert read(bundle, "pids", "", "pids.max") == "33"
+    else:
+        message = bundle.refuses("true")
+        assert "pids.max" in message and "cgroup v1 here" in message
+        assert leftovers(bundle) == []
+    bundle.linux["resources"]["unified"] = {"cgroup.procs": "1"}
+    assert "no controller's file" in bundle.refuses("true")
+
+
+@pytest.mark.parametrize(
+    ("resources", "named"),
+    [
+        ({"cpu": {"cpus": "4000"}}, "cpuset.cpus"),
+        ({"cpu": {"quota": 10, "period": 100000}}, "cpu."),
+        ({"rdma": {"mlx5_0": {"hcaHandles": 1}}}, "rdma"),
+        ({"network": {"classID": 7}}, "net_cls"),
+        ({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}, "hugetlb"),
+    ],
+)
+def test_what_the_kernel_refuses_is_named_and_undone(bundle: Bundle, resources: dict[str, object], named: str) -> None:
+    bundle.linux["resources"] |= resources
+    assert named in bundle.refuses("true")
+    assert leftovers(bundle) == []
+
+
+def test_a_cache_allocation_is_refused_by_name(bundle: Bundle) -> None:
+    bundle.linux["intelRdt"] = {"closID": "x"}
+    assert "linux.intelRdt" in bundle.refuses("true")
+
+
+def test_without_a_path_a_container_gets_a_group_of_its_own(bundle: Bundle) -> None:
+    del bundle.linux["cgroupsPath"]
+    bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
+    assert f"/nacre-runc/{bundle.name}" in bundle.says("cat /proc/self/cgroup")
+
+
+def test_a_cgroup_namespace_hides_where_the_container_lies(bundle: Bundle) -> None:
+    assert bundle.cgroup not in bundle.says("cat /proc/self/cgroup /proc/self/mountinfo")
+
+
+def test_groups_that_the_container_makes_below_its_own_go_with_it(bundle: Bundle) -> None:
+    bundle.process["capabilities"] = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "permitted", "effective")}
+    next(one for one in bundle.config["mounts"] if one["type"] == "cgroup")["options"] = ["rw"]
+    place = "/sys/fs/cgroup" + ("" if cgroups.discover().mode == "v2" else "/pids")
+    bundle.up(f"mkdir {place}/below; echo 0 > {place}/below/cgroup.procs; sleep 100")
+    bundle.ok("delete", "--force", bundle.name)
+    assert leftovers(bundle) == []

@@ -1,0 +1,125 @@
+"""seccomp filters from an OCI profile to what a program meets (config-linux.md "Seccomp")."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runc_support import Bundle, made
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    with made(tmp_path) as one:
+        yield one
+
+
+def profile(*rules: dict[str, Any], default: str = "SCMP_ACT_ALLOW", **more: Any) -> dict[str, Any]:
+    return {"defaultAction": default, "architectures": ["SCMP_ARCH_X86_64"], "syscalls": list(rules)} | more
+
+
+def rule(action: str, *names: str, **more: Any) -> dict[str, Any]:
+    return {"names": list(names), "action": action} | more
+
+
+def test_a_call_is_refused_with_the_errno_that_is_asked(bundle: Bundle) -> None:
+    for number, words in (
+        (None, "Operation not permitted"),
+        (errno.ENOSYS, "Function not implemented"),
+        (errno.EBUSY, "resource busy"),
+    ):
+        more = {} if number is None else {"errnoRet": number}
+        bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "mkdir", "mkdirat", **more))
+        done = bundle.run("mkdir /tmp/x; echo on")
+        assert words in done.stderr and done.stdout == "on\n"
+
+
+@pytest.mark.parametrize(
+    ("action", "number"),
+    [("SCMP_ACT_KILL_PROCESS", signal.SIGSYS), ("SCMP_ACT_KILL", signal.SIGSYS), ("SCMP_ACT_TRAP", signal.SIGSYS)],
+)
+def test_a_call_ends_the_program(bundle: Bundle, action: str, number: signal.Signals) -> None:
+    bundle.linux["seccomp"] = profile(rule(action, "mkdir", "mkdirat"))
+    assert bundle.run("mkdir /tmp/x; exit $?").returncode == 128 + number
+
+
+def test_a_logged_call_is_allowed(bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_LOG", "mkdir", "mkdirat"), flags=["SECCOMP_FILTER_FLAG_LOG"])
+    assert bundle.says("mkdir /tmp/x && echo made") == "made\n"
+
+
+def test_arguments_decide(bundle: Bundle) -> None:
+    argument = {"index": 0, "value": 1000, "op": "SCMP_CMP_EQ"}
+    bundle.linux["seccomp"] = profile(
+        rule("SCMP_ACT_ERRNO", "kill", errnoRet=errno.EPIPE, args=[{"index": 1, "value": 10, "op": "SCMP_CMP_EQ"}])
+    )
+    done = bundle.run("sleep 100 & kill -10 $!; echo a$?; kill -12 $!; echo b$?")
+    assert done.stdout == "a1\nb0\n" and "Broken pipe" in done.stderr
+    argument["op"] = "SCMP_CMP_SIDEWAYS"
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "kill", args=[argument]))
+    assert "SCMP_CMP_SIDEWAYS" in bundle.refuses("true")
+
+
+def test_calls_that_nobody_knows_are_left_out(bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "no_such_call", "mkdir", "mkdirat"))
+    assert bundle.run("mkdir /tmp/x").returncode == 1
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+def test_a_filter_is_loaded_for_any_user_with_and_without_new_privileges(
+    bundle: Bundle, uid: int, no_new_privileges: bool
+) -> None:
+    bundle.process |= {"user": {"uid": uid, "gid": uid}, "noNewPrivileges": no_new_privileges}
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "mkdir", "mkdirat"))
+    told = bundle.says("grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status")
+    found = dict(line.split() for line in told.splitlines())
+    assert found["Seccomp:"] == "2" and found["NoNewPrivs:"] == str(int(no_new_privileges))
+    assert uid == 0 or int(found["CapEff:"], 16) == 0, "nothing that loading it needs is left"
+
+
+def test_only_what_execve_needs_is_called_after_the_filter_is_loaded(bundle: Bundle) -> None:
+    """A profile that allows nothing but what a static program itself calls."""
+    calls = "execve brk arch_prctl set_tid_address set_robust_list rseq prlimit64 readlink readlinkat getrandom mprotect write exit_group"
+    calls += " getuid prctl mmap munmap uname"
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ALLOW", *calls.split()), default="SCMP_ACT_KILL_PROCESS")
+    assert bundle.args("echo", "alive").run().stdout == "alive\n"
+
+
+def test_exec_meets_the_containers_filter(bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "mkdir", "mkdirat"))
+    bundle.up()
+    assert bundle.exec(bundle.name, "mkdir", "/tmp/x").returncode == 1
+
+
+def test_a_filter_that_forbids_execve_is_told(bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "execve"))
+    assert "operation not permitted" in bundle.refuses("true")
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_KILL_PROCESS", "execve"))
+    assert "seccomp profile may forbid execve" in bundle.refuses("true")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"defaultAction": "SCMP_ACT_SING"}, "SCMP_ACT_SING"),
+        ({"flags": ["SECCOMP_FILTER_FLAG_FLY"]}, "SECCOMP_FILTER_FLAG_FLY"),
+        ({"listenerPath": "/run/x.sock"}, "listener"),
+    ],
+)
+def test_a_profile_that_cannot_be_honoured_is_refused_by_name(bundle: Bundle, change: dict[str, Any], named: str) -> None:
+    bundle.linux["seccomp"] = profile() | change
+    assert named in bundle.refuses("true")
+
+
+def test_the_compiled_filter_is_kept_by_the_profiles_content(bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "mkdir"))
+    bundle.says("true")
+    (kept,) = (bundle.root / ".seccomp").iterdir()
+    before = kept.stat()
+    bundle.says("true")
+    assert kept.stat().st_mtime_ns == before.st_mtime_ns and kept.stat().st_mode & 0o777 == 0o600
