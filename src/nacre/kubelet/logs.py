@@ -7,6 +7,7 @@ in chunks otherwise, and followed by inotify until `ended` says that nobody writ
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -120,7 +121,9 @@ async def _changed(log: Log, watching: Watching, wake: asyncio.Event, ended: Cal
     with ExitStack() as watches:
         try:
             event = watches.enter_context(watching.changes(log.path, FILE))
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
             event = asyncio.Event()  # at the pod's end: only `wake` will tell
         wake.clear()
         if log.has_more() or ended():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -240,7 +241,9 @@ def _sub_path(volume: str, below: str, name: str) -> str:
         with owned(paths.open_root(volume)) as root:
             try:
                 fd = paths.openat2(root, below, os.O_PATH, resolve=BENEATH)
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
                 os.close(paths.make_directories_in(root, below))
                 fd = paths.openat2(root, below, os.O_PATH, resolve=BENEATH)
             with owned(fd):
