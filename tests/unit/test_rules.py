@@ -123,3 +123,7 @@ def test_the_daemon_starts_the_zygote_before_anything_with_threads_is_loaded() -
 def test_a_service_never_loads_what_the_idle_node_has_no_room_for(service: str) -> None:
     loaded = loaded_by(f"import nacre.{service}.service")
     assert not loaded & {"cryptography", "rich", "pyroute2", "click", "kubernetes_validate", "numpy"}
+
+
+def test_the_zygote_loads_neither_openssl_nor_what_it_forks_for_every_pod_in_vain() -> None:
+    assert not loaded_by("import nacre.shim.zygote") & {"_hashlib", "secrets", "subprocess", "asyncio", "logging", "grpc", "msgspec"}

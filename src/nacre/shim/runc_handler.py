@@ -111,9 +111,16 @@ class RuncHandler:
 
     def _create(self, container: str, bundle: str, stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
         """In the set-up child: {"pid", "cgroup"}, and the console."""
-        launch = runc.create(
-            self.root, container, bundle, stdio=standard(stdio), tty=stdio.tty, layout=self._layout, systemd_cgroup=booted()
-        )
+        with standing(stdio) as descriptors:
+            launch = runc.create(
+                self.root,
+                container,
+                bundle,
+                stdio=descriptors,
+                tty=stdio.tty,
+                layout=self._layout,
+                systemd_cgroup=booted(),
+            )
         group = records.read(self.root, container).cgroup
         return {"pid": launch.pid, "cgroup": group}, [] if launch.console is None else [launch.console]
 
