@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +83,7 @@ class Agent:
     def begin(self, timeout_s: float) -> protocol.Greeting:
         """A new session: what an earlier one left, here and there, is forgotten."""
         self._channel = Channel()
-        nonce = secrets.token_hex(16)
+        nonce = os.urandom(16).hex()  # `secrets` would load OpenSSL into every shim
         greeting: protocol.Greeting = self.call(protocol.Hello(version=protocol.VERSION, nonce=nonce), timeout_s)
         if greeting.nonce != nonce or greeting.version != protocol.VERSION:
             raise BrokenChannel(
@@ -100,7 +99,7 @@ class Agent:
         return self._open(_Outlet(self, fd, self._forget), sends=False, receives=True)
 
     def inlet(self, fd: int) -> int:
-        """A new stream that carries what is read from `fd` into the guest."""
+        """A new stream that carries what is read from `fd` into the guest, after `go`."""
         return self._open(_Inlet(self, fd, self._forget), sends=True, receives=False)
 
     def console(self, fd: int) -> int:
@@ -113,6 +112,13 @@ class Agent:
         self._ends[number] = end
         end.begin(number)
         return number
+
+    def go(self, *streams: int) -> None:
+        """The guest has opened these streams too (it answered): what is to be read for it may follow."""
+        for stream in streams:
+            end = self._ends.get(stream)
+            if end is not None:
+                end.go()
 
     def give_up(self, *streams: int) -> None:
         """Streams whose request failed: our ends are closed, the guest's are ended."""
@@ -225,6 +231,11 @@ class Agent:
         for end in list(self._ends.values()):
             end.push()
 
+    @property
+    def has_outlets(self) -> bool:
+        """Whether a stream from the guest is still open here."""
+        return any(not isinstance(end, _Inlet) for end in self._ends.values())
+
     def close(self) -> None:
         self._break(AgentGone(what="speak to the guest's agent", cause="its channel was closed here"))
         self._socket.close()
@@ -256,6 +267,8 @@ class _End:
     def stopped(self) -> None: ...
 
     def push(self) -> None: ...
+
+    def go(self) -> None: ...
 
     def close(self) -> None:
         """The descriptor only."""
@@ -312,13 +325,12 @@ class _Outlet(_End):
 class _Inlet(_End):
     """What is read from a pipe, into the guest, while there is credit."""
 
-    def begin(self, stream: int) -> None:
-        super().begin(stream)
-        self.agent.watches.watch(self.fd, self._readable)
-
-    def writable(self) -> None:
+    def go(self) -> None:
         if self.fd >= 0:
             self.agent.watches.watch(self.fd, self._readable)
+
+    def writable(self) -> None:
+        self.go()
 
     def stopped(self) -> None:
         self.close()
@@ -370,6 +382,9 @@ class _Console:
 
     def push(self) -> None:
         self._out.push()
+
+    def go(self) -> None:
+        self._in.go()
 
     def close(self) -> None:
         self._in.close()

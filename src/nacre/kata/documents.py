@@ -94,6 +94,10 @@ class Streams:
             if fd is not None:
                 self.numbers[name] = agent.inlet(fd) if name == "stdin" else agent.outlet(fd)
 
+    def go(self) -> None:
+        """The request that names them was answered."""
+        self._agent.go(*self.numbers.values())
+
     def give_up(self) -> None:
         """The process did not come to be."""
         self._agent.give_up(*self.numbers.values())

@@ -26,6 +26,7 @@ from nacre.oci.handler import Exit, Host, Rootfs, Sandbox, Stdio
 TEMPLATE = "kata-template"  # the zygote's name for the sealed template
 CREATE_S = 60.0
 GROW_S = 20
+FLUSH_S = 5.0
 
 
 @dataclass(slots=True)
@@ -200,6 +201,7 @@ class KataHandler:
             config["mounts"] = self._volumes.translate(container, config)
             self._room_for(limit)
             self._call(protocol.Create(container=container, config=config, root=root, **ends.numbers), CREATE_S)
+            ends.go()
         except BaseException:
             ends.give_up()
             self._drives.eject(container)
@@ -228,6 +230,7 @@ class KataHandler:
         held.execs.add(exec_id)
         try:
             self._call(protocol.Execute(container=container, exec_id=exec_id, process=process, **ends.numbers))
+            ends.go()
         except BaseException:
             held.execs.discard(exec_id)
             ends.give_up()
@@ -261,6 +264,11 @@ class KataHandler:
             self._call(protocol.Delete(container=container), CREATE_S)
             self._drives.eject(container)
         self._containers.pop(container, None)
+
+    def vm_flush(self) -> None:
+        """Whatever the guest had said when its last process ended goes out, as far as somebody reads it within a moment."""
+        agent = self.vm.agent
+        self.vm.watches.wait(lambda: not agent.has_outlets or agent.broken is not None, FLUSH_S)
 
     def destroy_sandbox(self) -> None:
         self._end_vm()

@@ -44,3 +44,23 @@ def join(qemu: int, netns: str, interface: str) -> None:
         with NetlinkSocket(empty) as sock:
             links.move(TAP, target, on=sock)
         links.redirect(target, interface, TAP)
+
+
+def adopt(path: str, directory: str) -> dict[str, object] | None:
+    """Another engine's network namespace in the place of the one pinned at DIRECTORY/net; what its first link has, None without one."""
+    unpin_network(directory)
+    mounts.mount(path, f"{directory}/net", None, MountFlag.BIND)
+    with owned(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as netns, NetlinkSocket(netns) as sock:
+        found = next((one for one in links.list_links(on=sock) if not one.loopback), None)
+        if found is None:
+            return None
+        addresses = [one.address for one in links.list_addresses(found.name, on=sock) if one.scope == 0]
+        routes = [one for one in links.list_routes(on=sock) if one.index == found.index and one.gateway]
+        return {
+            "interface": found.name,
+            "mac": found.mac,
+            "addresses": addresses,
+            "gateway": next((one.gateway for one in routes if one.destination == "default"), ""),
+            "routes": [(one.destination, one.gateway) for one in routes],
+            "mtu": found.mtu,
+        }

@@ -184,9 +184,9 @@ class Vm:
         self._slots[slot] = _Slot(self._fdsets, node)
 
     def eject(self, slot: int) -> None:
-        """The slot is empty again; the guest must have let go of it. An empty one stays so."""
+        """The slot is empty again; the guest must have let go of it. An empty one stays so, and with the machine all are."""
         held = self._slots.pop(slot, None)
-        if held is not None:
+        if held is not None and not self.dead:
             self._point(slot, machine.empty_node(slot))
             self.qmp.execute("blockdev-del", {"node-name": held.node})
             self.qmp.execute("remove-fd", {"fdset-id": held.fdset})
