@@ -71,3 +71,8 @@ def test_the_root_goes_before_every_path() -> None:
 def test_a_missing_controller_is_named_with_where_it_was_looked_for_and_a_remedy(controller: str) -> None:
     failure = missing(controller, "set a limit", ("/sys/fs/cgroup/cpu (v1)",))
     assert f"controller {controller} " in failure.cause and "/sys/fs/cgroup/cpu (v1)" in failure.cause and failure.remedy
+
+
+def test_where_no_cgroup_is_mounted_at_all_the_remedy_is_to_mount_them() -> None:
+    failure = missing("memory", "limit a pod", parse("22 1 0:5 / / rw - ext4 /dev/vda rw\n", "0::/\n").looked)
+    assert "no cgroup mount" in failure.cause and failure.remedy == "mount -t cgroup2 cgroup2 /sys/fs/cgroup"

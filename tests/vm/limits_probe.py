@@ -39,7 +39,8 @@ head -c 1 /tmp/disk > /dev/null && echo disk read
 head -c 0 /dev/null && echo null read
 n=0; while [ $n -lt 3000 ]; do n=$((n+1)); done
 ( for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done )
-echo done; read forever < /tmp/pipe
+echo done
+while :; do read forever < /tmp/pipe; done  # again when the end of a child interrupts it
 """
 
 
@@ -105,7 +106,7 @@ def changed_and_frozen(pid: int) -> None:
         str(64 * MIB),
     )
     runc.pause(ROOT, "one")
-    assert runc.state(ROOT, "one")["status"] == "paused"
+    assert (now := runc.state(ROOT, "one")["status"]) == "paused", (now, process.status(pid))
     runc.resume(ROOT, "one")
     assert pid in runc.processes(ROOT, "one")
     figures = runc.stats(ROOT, "one")
@@ -160,7 +161,7 @@ def main() -> None:
     process.set_child_subreaper()
     print("LAYOUT", LAYOUT.mode, "systemd" if SYSTEMD else "cgroupfs", flush=True)
     for act in (felt_and_seen, out_of_memory, by_command):
-        with tempfile.TemporaryDirectory(dir="/run") as directory:
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
             act(Path(directory))
         sys.stdout.flush()
 

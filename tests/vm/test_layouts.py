@@ -5,41 +5,49 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine_support import REPOSITORY, Outcome, run
+from machine_support import Outcome, run
 
-BIN = Path(sys.executable).parent
-
-PREPARE = """set -e
-export PATH=/opt/nacre/bin:$PATH
-nacre() { python3 -c 'from nacre.cli.main import main; main()' "$@"; }
-"""
+NACRE = str(Path(sys.executable).parent / "nacre")
+Payload = list[tuple[Path, str]]
 
 SERVE = """
+set -e
 nacre up
-nacre image import /opt/nacre/images.tar
-nacre kubectl apply -f /opt/nacre/nginx.yaml
-nacre kubectl wait --for=condition=Ready pod/nginx --timeout=120s || { nacre explain nginx; nacre kubectl describe pod nginx; exit 1; }
+nacre image import /payload/images.tar
+nacre kubectl apply -f /payload/nginx.yaml
+nacre kubectl wait --for=condition=Ready pod/nginx --timeout=180s || {
+  nacre explain nginx; nacre kubectl describe pod nginx; nacre logs; exit 1; }
 address=$(nacre kubectl get pod nginx -o 'jsonpath={.status.podIP}')
 python3 -c "import urllib.request as u; print('STATUS', u.urlopen('http://$address/', timeout=20).status)"
 nacre kubectl exec nginx -- sh -c 'echo INSIDE; cat /proc/self/cgroup'
-echo LIMIT $(cat $(find /sys/fs/cgroup -path '*nacre*' \\( -name memory.max -o -name memory.limit_in_bytes \\)) | grep -c 67108864)
-nacre kubectl delete pod nginx --timeout=60s
+groups=$(find /sys/fs/cgroup -path '*nacre*' \\( -name memory.max -o -name memory.limit_in_bytes \\))
+echo "LIMITED $(cat $groups | grep -c '^67108864$')"
+"""
+
+GO = """
+nacre kubectl delete pod nginx --timeout=120s
 nacre down
-echo LEFT $(find /sys/fs/cgroup -path '*nacre*' -type d | wc -l) $(grep -c /nacre /proc/self/mountinfo || true)
+echo "LEFT $(find /sys/fs/cgroup -path '*nacre*' -type d | wc -l) $(grep -c '/nacre/' /proc/self/mountinfo || true)"
+"""
+
+BY_SYSTEMD = """
+scope=$(systemctl list-units --no-legend --plain 'nacre-*.scope' | cut -d ' ' -f 1)
+systemctl show $scope -p ControlGroup,MemoryMax,Delegate
+systemctl list-units --no-legend --plain --type=slice
 """
 
 REFUSE = """
 nacre doctor && exit 3
-nacre up || true
-nacre image import /opt/nacre/images.tar || true
-nacre kubectl apply -f /opt/nacre/nginx.yaml || true
-nacre down || true
-exit 0
+nacre up || exit 0
+nacre image import /payload/images.tar
+nacre kubectl apply -f /payload/nginx.yaml
+nacre kubectl wait --for=condition=Ready pod/nginx --timeout=30s && exit 4
+nacre explain nginx; nacre kubectl describe pod nginx
+nacre down
 """
 
 MANIFEST = """apiVersion: v1
@@ -55,45 +63,58 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Path, str]]]:
-    """nacre as installed here, kubectl, and the demo's nginx image, as (host path, guest path)."""
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Payload]:
+    """The demo's nginx image, its pod, a configuration for systemd's driver, and kubectl where it is not in .venv."""
     directory = tmp_path_factory.mktemp("payload")
-    prefix = directory / "node"
-    nacre = [str(BIN / "nacre"), "--prefix", str(prefix)]
-    subprocess.run([*nacre, "image", "build-demo"], check=True)
-    subprocess.run([*nacre, "image", "export", "nacre.local/nginx:demo", "-o", str(directory / "images.tar")], check=True)
+    nacre = [NACRE, "--prefix", str(directory / "node")]
+    try:
+        subprocess.run([*nacre, "image", "build-demo"], check=True)
+        subprocess.run([*nacre, "image", "export", "nacre.local/nginx:demo", "-o", str(directory / "images.tar")], check=True)
+    finally:
+        subprocess.run([*nacre, "reset", "--yes"], check=True)
     (directory / "nginx.yaml").write_text(MANIFEST)
-    (directory / "nacre.pth").write_text("/opt/nacre/src\n/opt/nacre/site\n")
-    kubectl = BIN / "kubectl" if (BIN / "kubectl").exists() else Path(shutil.which("kubectl") or "")
-    yield [
-        (REPOSITORY / "src", "/opt/nacre/src"),
-        (Path(sysconfig.get_path("purelib")), "/opt/nacre/site"),
-        (directory / "nacre.pth", "/usr/lib/python3/dist-packages/nacre.pth"),
-        (directory / "images.tar", "/opt/nacre/images.tar"),
-        (directory / "nginx.yaml", "/opt/nacre/nginx.yaml"),
-        (kubectl.resolve(), "/opt/nacre/bin/kubectl"),
-    ]
-    subprocess.run([*nacre, "reset", "--yes"], check=True)
+    (directory / "systemd.toml").write_text('cgroup_driver = "systemd"\n')
+    kubectl = shutil.which("kubectl", path=f"{Path(NACRE).parent}:/usr/local/bin:/usr/bin:/snap/bin")
+    assert kubectl, "kubectl is needed: ./run setup"
+    names = ("images.tar", "nginx.yaml", "systemd.toml")
+    yield [*((directory / name, name) for name in names), (Path(kubectl).resolve(), "kubectl")]
 
 
-@pytest.mark.parametrize("layout", ["v2", "v1", "hybrid"])
-def test_a_container_pod_serves_on_cgroup_layout(payload: list[tuple[Path, str]], tmp_path: Path, layout: str) -> None:
-    outcome = run(PREPARE + SERVE, layout, payload, tmp_path, timeout_s=400)
+def served(outcome: Outcome) -> None:
     assert outcome.code == 0, outcome.output
     for line in ("STATUS 200", "INSIDE", "LEFT 0 0"):
         assert line in outcome.output, outcome.output
-    assert "LIMIT 0" not in outcome.output, outcome.output
+    assert "LIMITED 0" not in outcome.output, outcome.output
 
 
-def test_without_any_cgroup_mount_the_controller_the_places_and_the_remedy_are_named(
-    payload: list[tuple[Path, str]], tmp_path: Path
-) -> None:
-    outcome = run(PREPARE + REFUSE, "none", payload, tmp_path, timeout_s=300)
+PATH = "mkdir -p /opt/bin; ln -s /payload/kubectl /opt/bin/kubectl; export PATH=$PATH:/opt/bin\n"
+
+
+@pytest.mark.parametrize(
+    "layout", ["v2", pytest.param("v1", marks=pytest.mark.slow), pytest.param("hybrid", marks=pytest.mark.slow)]
+)
+def test_a_container_pod_serves_on_cgroup_layout(payload: Payload, tmp_path: Path, layout: str) -> None:
+    served(run(PATH + SERVE + GO, layout, payload, tmp_path, timeout_s=600))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["systemd", "systemd-v1"])
+def test_a_container_pod_serves_as_a_scope_that_systemd_made(payload: Payload, tmp_path: Path, layout: str) -> None:
+    configure = "mkdir -p /etc/nacre; cp /payload/systemd.toml /etc/nacre/config.toml\n"
+    outcome = run(PATH + configure + SERVE + BY_SYSTEMD + GO, layout, payload, tmp_path, timeout_s=600)
+    served(outcome)
+    assert "ControlGroup=/nacre.slice/nacre-kubepods.slice/nacre-kubepods-pod" in outcome.output, outcome.output
+
+
+@pytest.mark.slow
+def test_a_container_pod_serves_under_systemd_with_the_cgroupfs_driver(payload: Payload, tmp_path: Path) -> None:
+    served(run(PATH + SERVE + GO, "systemd", payload, tmp_path, timeout_s=600))
+
+
+@pytest.mark.slow
+def test_without_any_cgroup_mount_the_controller_the_places_and_the_remedy_are_named(payload: Payload, tmp_path: Path) -> None:
+    outcome = run(PATH + REFUSE, "none", payload, tmp_path, timeout_s=400)
     assert outcome.code == 0, outcome.output
-    _names_the_controller(outcome)
-
-
-def _names_the_controller(outcome: Outcome) -> None:
     said = outcome.output.lower()
-    assert "cgroup" in said and "/sys/fs/cgroup" in said and "mount -t cgroup2" in said, outcome.output
+    assert "cgroup" in said and "looked in" in said and "mount -t cgroup2" in said, outcome.output
     assert "cgroup mountpoint does not exist" not in said

@@ -26,6 +26,7 @@ KNOWN = (
     "net_prio",
     "rdma",
 )
+_NOWHERE = "/proc/self/mountinfo, which has no cgroup mount"
 # v2's own abilities (the device program, freezing, CPU time) need no controller; "io" is what v1 calls "blkio".
 _BUILT_IN_V2 = frozenset({"devices", "freezer", "cpuacct"})
 
@@ -99,7 +100,9 @@ class Layout:
 
 def missing(controller: str, what: str, looked: tuple[str, ...]) -> CgroupMissing:
     enabled = _kernel_controllers()
-    if controller not in enabled and controller != "io":
+    if looked == (_NOWHERE,):
+        remedy = "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+    elif controller not in enabled and controller != "io":
         remedy = f"boot a kernel with the {controller} controller (/proc/cgroups has: {', '.join(sorted(enabled)) or 'none'})"
         if controller == "memory":
             remedy = "add cgroup_enable=memory to the kernel command line, or boot a kernel with the memory controller"
@@ -160,7 +163,7 @@ def parse(mountinfo: str, own: str) -> Layout:
             controllers = _v2_controllers(mount)
         hierarchies.append(Hierarchy(mount=mount, version=version, controllers=controllers, name=named, own=_below(path, root)))
     looked = tuple(f"{hierarchy.mount} (v{hierarchy.version})" for hierarchy in hierarchies)
-    return Layout(hierarchies=tuple(hierarchies), looked=looked or ("/proc/self/mountinfo, which has no cgroup mount",))
+    return Layout(hierarchies=tuple(hierarchies), looked=looked or (_NOWHERE,))
 
 
 def _own_paths(text: str) -> dict[str, str]:
