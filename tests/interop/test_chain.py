@@ -53,6 +53,14 @@ def test_exec_gives_streams_and_exit_code(node: Node, handler: str) -> None:
     node.kubectl("delete", "pod", name, "--now")
 
 
+def test_exec_into_what_does_not_run_says_so_whatever_protocol_kubectl_tries_last(node: Node) -> None:
+    node.apply(pod("unstarted", BUSYBOX, "no-such-command"))
+    done = node.nacre("kubectl", "exec", "unstarted", "--", "true", check=False)
+    assert done.returncode != 0 and "SPDY" not in done.stderr, done.stderr
+    assert "unstarted" in done.stderr or "not running" in done.stderr or "not found" in done.stderr, done.stderr
+    node.kubectl("delete", "pod", "unstarted", "--now")
+
+
 def test_volumes_and_environment_come_from_the_api(node: Node, handler: str) -> None:
     name = f"volumes-{handler or 'runc'}"
     node.kubectl("create", "configmap", f"{name}-map", "--from-literal=greeting=hello")

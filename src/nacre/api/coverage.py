@@ -22,7 +22,7 @@ protobuf. Answers: JSON, Table, PartialObjectMetadata. Patches: JSON, merge, str
 ## Not there yet
 - Other kinds: `kubectl` says that the server does not have the resource type.
 - `pods/portforward`, `pods/eviction`, `pods/ephemeralcontainers`, `pods/resize`: 501 with a sentence.
-- `exec` and `attach` over SPDY: 400 with a sentence; over WebSocket (kubectl 1.30 and newer) they work.
+- `exec` and `attach` over SPDY: refused with a sentence by the kubelet; over WebSocket (kubectl 1.30 and newer) they work.
 - Identities are client certificates only; service account tokens, RBAC and their review kinds are to come. So pods get no token volume.
 - Deletion: `propagationPolicy: Orphan` is refused; `Foreground` is taken as `Background`.
 - Secrets of type `kubernetes.io/service-account-token` get no token.

@@ -73,9 +73,6 @@ class Streams:
             if request.method != "GET":
                 raise method_not_allowed()
             return await self._log(request, pod)
-        if request.headers.get("Upgrade", "").lower() != "websocket":
-            words = f"pods/{call.subresource} needs a WebSocket upgrade (kubectl 1.30 or newer); SPDY is not spoken by this nacre"
-            raise bad_request(words)
         return await self._upgrade(request, call, pod)
 
     def _endpoint(self, pod: Object) -> Endpoint:

@@ -144,8 +144,6 @@ class Server:
     # exec and attach
 
     async def _stream(self, request: web.BaseRequest, what: str, pod: Pod, container: str) -> web.StreamResponse:
-        if request.headers.get("Upgrade", "").lower() != "websocket":
-            raise Invalid(what=what, cause="streams are offered by WebSocket (v5.channel.k8s.io); SPDY/3.1 is not")
         wants = {key: request.query.get(key) in ("1", "true") for key in ("input", "output", "error", "tty")}
         streams: dict[str, Any] = {"stdin": wants["input"], "stdout": wants["output"], "tty": wants["tty"]}
         streams |= {"stderr": wants["error"] and not wants["tty"], "container_id": pod.container_id(container)}
@@ -153,6 +151,11 @@ class Server:
             answer = await self._runtime.Exec(cri.ExecRequest(cmd=request.query.getall("command", []), **streams))
         else:
             answer = await self._runtime.Attach(cri.AttachRequest(**streams))
+        if (
+            request.headers.get("Upgrade", "").lower() != "websocket"
+        ):  # asked last: clients that were refused try SPDY and show its answer
+            cause = "streams are offered by WebSocket (v5.channel.k8s.io; kubectl 1.30 or newer); SPDY/3.1 is not"
+            raise Invalid(what=what, cause=cause)
         return await self._pass_on(request, answer.url)
 
     async def _pass_on(self, request: web.BaseRequest, url: str) -> web.StreamResponse:
