@@ -134,3 +134,14 @@ def wait_pod(config: Config, namespace: str, name: str, wanted: Callable[[Object
 
 def is_ready(pod: Object) -> bool:
     return condition(pod, "Ready").get("status") == "True"
+
+
+def has_failed(pod: Object) -> bool:
+    """A container waits for a reason that is no progress, or has ended."""
+    for status in pod.get("status", {}).get("containerStatuses") or []:
+        state = status.get("state") or {}
+        if (state.get("waiting") or {}).get("reason") not in (None, "ContainerCreating", "PodInitializing") or state.get(
+            "terminated"
+        ):
+            return True
+    return False

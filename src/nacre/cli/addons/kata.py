@@ -29,8 +29,12 @@ def enable(config: Config) -> None:
         output.say(f"  {line}")
     write_class(config, prepared.overhead)
     output.say(f"  RuntimeClass kata, overhead {_shown(prepared.overhead)} a pod", "ok")
-    with output.step("a pod in a virtual machine says its kernel"):
-        kernel = prove(config)
+    try:
+        with output.step("a pod in a virtual machine says its kernel"):
+            kernel = prove(config)
+    except Failure:
+        disable(config)  # what is not proven is not on
+        raise
     output.say(f"  it ran under Linux {kernel}", "ok")
     output.say("kata is on: runtimeClassName: kata")
 

@@ -36,20 +36,29 @@ def demo(config: Config, compare_login: bool | None, no_vm: bool, skip: tuple[st
     require_root("run the demo")
     before = proof.photograph(config)
     stage = Stage(config, vms=not no_vm)
+    failed: Failure | None = None
     try:
-        stage.open()
-        if "web" not in skip:
-            web.show(stage)
-        if "login" not in skip and stage.vms:
-            login.show(stage, compare=_wanted(compare_login))
-        if "chain" not in skip:
-            chain.show(stage)
+        _perform(stage, skip, compare_login)
+    except Failure as failure:
+        failed = failure  # told last, below the proof that nothing is left
     finally:
         stage.close()
     left, others = proof.differences(before, proof.photograph(config), stage.held) if stage.owns_node else ([], [])
     proof.show(config, left, others, node_left_up=not stage.owns_node)
+    if failed:
+        raise failed
     if left:
         raise NotClean(what="leave the host as it was", cause=f"{len(left)} things differ", evidence=tuple(left))
+
+
+def _perform(stage: Stage, skip: tuple[str, ...], compare_login: bool | None) -> None:
+    stage.open()
+    if "web" not in skip:
+        web.show(stage)
+    if "login" not in skip and stage.vms:
+        login.show(stage, compare=_wanted(compare_login))
+    if "chain" not in skip:
+        chain.show(stage)
 
 
 def _wanted(choice: bool | None) -> bool:

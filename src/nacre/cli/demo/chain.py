@@ -5,7 +5,6 @@ from __future__ import annotations
 from nacre.cli import cluster, explain, output, trace
 from nacre.cli.demo.stage import NAMESPACE, Stage, heading, manifest
 from nacre.oci import trace as recorder
-from nacre.wire.kube import Object
 
 BROKEN_LIMIT_S = 30.0
 
@@ -23,17 +22,6 @@ def show(stage: Stage) -> None:
     heading(f"A pod that cannot start: nacre explain {NAMESPACE}/broken")
     stage.pods.append("broken")
     stage.kubectl("apply", "-f", manifest("broken.yaml"))
-    cluster.wait_pod(stage.config, NAMESPACE, "broken", _has_failed, BROKEN_LIMIT_S)
+    cluster.wait_pod(stage.config, NAMESPACE, "broken", cluster.has_failed, BROKEN_LIMIT_S)
     pod = cluster.find_pod(stage.config, "broken", NAMESPACE)
     explain.show(stage.config, pod)
-
-
-def _has_failed(pod: Object) -> bool:
-    """A container waits for a reason that is no progress, or has ended."""
-    for status in pod.get("status", {}).get("containerStatuses") or []:
-        waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing") or (status.get("state") or {}).get(
-            "terminated"
-        ):
-            return True
-    return False

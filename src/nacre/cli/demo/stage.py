@@ -110,7 +110,7 @@ class Stage:
         self.pods.append(name)
         began = time.monotonic()
         self.kubectl("apply", "-f", path)
-        pod = cluster.wait_pod(self.config, NAMESPACE, name, cluster.is_ready, READY_LIMIT_S)
+        pod = cluster.wait_pod(self.config, NAMESPACE, name, _settled, READY_LIMIT_S)
         if pod is None or not cluster.is_ready(pod):
             raise self._not_ready(name, pod)
         return pod, time.monotonic() - began
@@ -133,3 +133,7 @@ def heading(text: str) -> None:
 
 def address(pod: Object) -> str:
     return str(pod["status"]["podIP"])
+
+
+def _settled(pod: Object) -> bool:
+    return cluster.is_ready(pod) or cluster.has_failed(pod)
