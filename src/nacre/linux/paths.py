@@ -7,7 +7,7 @@ import errno
 import os
 from enum import IntFlag
 
-from nacre.linux.libc import AT_FDCWD, SyscallError, owned, syscall
+from nacre.linux.libc import AT_FDCWD, Int, SyscallError, VoidP, bind, owned, syscall
 
 
 class Resolve(IntFlag):
@@ -137,9 +137,40 @@ def read_in(root: int, path: str, limit: int = 1 << 20) -> bytes:
         os.close(fd)
 
 
+_PROC_SUPER_MAGIC = 0x9FA0
+_fstatfs = bind("fstatfs", Int, VoidP)
+
+
+def open_own_proc(name: str, flags: int) -> int:
+    """File `name` of this process in /proc, which a container may have furnished: it must be proc itself, uncovered and without links.
+
+    Raises OSError (EXDEV, ELOOP), or EBADF where /proc is no proc (CVE-2025-52881).
+    """
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = (ctypes.c_long * 32)()
+        _fstatfs(proc, ctypes.addressof(found))
+        if found[0] != _PROC_SUPER_MAGIC:
+            raise SyscallError("fstatfs", errno.EBADF, "/proc")
+        return openat2(proc, f"{os.getpid()}/{name}", flags, resolve=Resolve.BENEATH | Resolve.NO_XDEV | Resolve.NO_SYMLINKS)
+    finally:
+        os.close(proc)
+
+
 def magic(fd: int) -> str:
     """The name under which calls that only take paths reach descriptor `fd`; needs the host's /proc."""
     return f"/proc/self/fd/{fd}"
 
 
-__all__ = ["AT_FDCWD", "Resolve", "magic", "make_directories_in", "make_file_in", "open_in", "open_root", "openat2", "read_in"]
+__all__ = [
+    "AT_FDCWD",
+    "Resolve",
+    "magic",
+    "make_directories_in",
+    "make_file_in",
+    "open_in",
+    "open_own_proc",
+    "open_root",
+    "openat2",
+    "read_in",
+]

@@ -24,7 +24,7 @@ from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus
 from nacre.oci.state import Record, Status, advance
-from nacre.runc import hooks, id_maps, init, plan
+from nacre.runc import borrowed, hooks, id_maps, init, plan
 from nacre.runc.failures import InitDied
 from nacre.runc.launch import Birth, Launcher, hear_execution, namespace_flags
 
@@ -81,6 +81,8 @@ def create(
         with owned(lock):
             record = _first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
             store.save(record)
+            store.keep_process(record, spec["process"])
+            undo.callback(borrowed.clear, record)
             record = _with_filter(record, spec, seccomp_bpf)
             cgroup = cgroup_of(record, layout=layout)
             host = _host(
@@ -120,7 +122,7 @@ def _launch(
     warnings = adjust_oom_score(launcher.pid, spec["process"])
 
     def run_runtime_hooks() -> None:
-        document = _oci_state(record, Status.CREATING) | {"pid": launcher.pid}
+        document = _oci_state(record, Status.CREATED) | {"pid": launcher.pid}  # "Lifecycle" 3: step 2, the environment, is done
         for point in ("prestart", "createRuntime"):
             hooks.run_all(spec["hooks"], point, document)
 
@@ -148,6 +150,7 @@ def _first_record(
     root: str, identifier: str, bundle: str, spec: Mapping[str, Any], layout: cgroups.Layout, systemd_cgroup: bool
 ) -> Record:
     joined, new = plan.namespaces_of(spec)
+    rootfs = os.path.realpath(os.path.join(bundle, spec.get("root", {}).get("path", "rootfs")))
     place = cgroup_names.Place(path="")
     if layout.mode != "none":
         place = cgroup_names.resolve(spec.get("linux", {}).get("cgroupsPath", ""), identifier, systemd=systemd_cgroup)
@@ -159,7 +162,8 @@ def _first_record(
         cgroup=place.path,
         unit=place.unit,
         slice=place.slice,
-        rootfs=os.path.realpath(os.path.join(bundle, spec.get("root", {}).get("path", "rootfs"))),
+        rootfs=rootfs,
+        **borrowed.facts(spec, rootfs),
         user_namespace="user" in new or "user" in joined,
         oci_version=spec["ociVersion"],
         created_ns=time.time_ns(),
@@ -218,6 +222,7 @@ def _host(
         pivot=pivot,
         new_keyring=keyring,
         preserve=preserve,
+        borrowed=record.mounts_beneath >= 0,
         late_cgroups=0 < limit < _LATE_BELOW and not record.unit,  # systemd takes a scope away that nobody enters
         security=plan.security_labels(record.apparmor, record.selinux),
     )
@@ -225,8 +230,11 @@ def _host(
 
 def _orders(record: Record, spec: Mapping[str, Any], host: plan.Host, stdio: Stdio, mapped: ExitStack) -> init.Orders:
     """`mapped` holds descriptors that the child needs."""
-    state = _oci_state(record, Status.CREATING)
+    state = _oci_state(record, Status.CREATED)
     host = replace(host, trees=id_maps.open_trees(spec, record.bundle, mapped))
+    if record.mount_namespace:
+        host = replace(host, mount_namespace=borrowed.open_joined(record.mount_namespace))
+        mapped.callback(os.close, host.mount_namespace)
     _, new = plan.namespaces_of(spec)
     due = spec.get("hooks", {})
     first, second, third = (None, None, None) if host.tty else stdio
@@ -258,7 +266,7 @@ def _birth(spec: Mapping[str, Any], held: ExitStack) -> Birth:
     return Birth(
         flags=namespace_flags(dict.fromkeys(new - ({"time"} if offsets else set()))),
         time_offsets="".join(f"{clock} {one.get('secs', 0)} {one.get('nanosecs', 0)}\n" for clock, one in offsets.items()),
-        visit={kind: fd for kind, fd in opened.items() if kind != "user"},
+        visit={kind: fd for kind, fd in opened.items() if kind not in ("user", "mount")},
         user=opened.get("user", -1),
         uid_map=id_maps.lines(linux.get("uidMappings", ())),
         gid_map=id_maps.lines(linux.get("gidMappings", ())),
@@ -305,7 +313,7 @@ def send_console(path: str, console: int) -> None:
 
 def _remove_directory(root: str, identifier: str) -> None:
     directory = os.path.join(root, identifier)
-    for name in ("state.json", "state.json.new", "start.sock"):
+    for name in ("state.json", "state.json.new", "process.json", "start.sock"):
         try:
             os.unlink(f"{directory}/{name}")
         except FileNotFoundError:
@@ -536,6 +544,7 @@ def delete(root: str, identifier: str, *, force: bool = False, warn: Warn | None
                 if cgroup.pids():
                     cgroup.kill()
                 cgroup.remove()
+            borrowed.clear(record)
             hooks.run_leniently(record.hooks, "poststop", _oci_state(record, Status.STOPPED), warn or (lambda words: None))
             _remove_directory(root, identifier)
     except NotFound:

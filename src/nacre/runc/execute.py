@@ -97,6 +97,10 @@ def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Std
         size = tree.get("consoleSize", {})
         # The cgroups first: entering them by gates needs nothing of the host, and the cgroup namespace is joined from inside.
         before: list[fs.Step] = [ps.JoinProcess(pidfd, namespaces.Clone(flags), f"the namespaces of process {record.pid}")]
+        if record.mounts_beneath >= 0:
+            root = os.open(f"/proc/{record.pid}/root", os.O_PATH | os.O_CLOEXEC)
+            opened.callback(os.close, root)
+            before.append(ps.EnterProcessRoot(root))
         if record.user_namespace:
             before.append(ps.BecomeNamespaceRoot())
         before.append(ps.OpenRootDirectory())

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from nacre.linux import process
 from nacre.oci.errors import Failure, encode
 from nacre.runc.failures import StepFailed, step_failed
-from nacre.runc.process_steps import JoinProcess
+from nacre.runc.process_steps import EnterProcessRoot, JoinProcess
 from nacre.runc.steps import BindMount, Context, Step
 
 NAME = "nacre:init"  # until execve gives another: tells a container that was never started from one that runs
@@ -99,7 +99,7 @@ def _numbers(orders: Orders) -> set[int]:
     """The descriptors that the orders name."""
     named = {fd for fd in orders.stdio if fd is not None} | set(range(3, 3 + orders.keep)) | {0, 1, 2}
     named |= {step.tree for step in orders.before if isinstance(step, BindMount)} - {-1}
-    return named | {step.descriptor for step in orders.before if isinstance(step, JoinProcess)}
+    return named | {step.descriptor for step in orders.before if isinstance(step, JoinProcess | EnterProcessRoot)}
 
 
 def _close_others(keep: set[int]) -> None:

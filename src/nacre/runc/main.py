@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nacre import runc
+from nacre.linux.interpreter import execute_out_of_reach
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid, Unsupported, from_exception
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise Unsupported(what=f"{command} a container", cause="nacre-runc does not freeze containers to disk")
         if command not in words_of.COMMANDS:
             raise Invalid(what=f"run nacre-runc {command}", cause="there is no such command", remedy="nacre-runc help")
+        if command in ("create", "run", "exec"):
+            execute_out_of_reach("from nacre.runc.main import main; sys.exit(main())", line)
         chosen, rest = words_of.parse(plain[1:], words_of.COMMANDS[command], command)
         return _HANDLERS[command](_Call(shared, chosen, rest))
     except BrokenPipeError:
@@ -215,7 +218,7 @@ def _process(call: _Call) -> dict[str, Any]:
         with open(chosen["process"], "rb") as file:
             return dict(oci_spec.parse(file.read(), f"read {chosen['process']}"))
     record = store.read(call.root, call.id)
-    tree: dict[str, Any] = dict(oci_spec.load(record.bundle).get("process", {"cwd": "/"}))
+    tree: dict[str, Any] = store.kept_process(record)
     command = call.plain[2:] if call.plain[1:2] == ["--"] else call.plain[1:]
     if not command:
         raise Invalid(what=f"execute in container {call.id}", cause="there is no command after the id")
@@ -238,7 +241,7 @@ def _process(call: _Call) -> dict[str, Any]:
         ]
     capabilities = {kind: list(names) for kind, names in tree.get("capabilities", {}).items()}
     for name in chosen.get("cap", ()):
-        for kind in ("bounding", "effective", "permitted", "inheritable", "ambient"):
+        for kind in ("bounding", "effective", "permitted"):  # never inheritable: CVE-2022-29162
             capabilities.setdefault(kind, []).append(name)
     return tree | {"user": user, "capabilities": capabilities}
 

@@ -68,8 +68,10 @@ class Host:
     preserve: int = 0
     personality: str = ""
     trees: Mapping[str, int] = field(default_factory=dict)  # destination to a detached id-mapped mount (`id_maps`)
+    borrowed: bool = False  # the mount namespace is not the container's own
+    mount_namespace: int = -1  # to join
     late_cgroups: bool = False  # a memory limit too small for the set-up: enter when all of it is over
-    security: tuple[tuple[str, str], ...] = ()  # (file below /proc/self/attr, text)
+    security: tuple[tuple[str, str], ...] = ()  # (file below /proc/PID, text)
 
 
 def namespaces_of(spec: Tree) -> tuple[dict[str, str], set[str]]:
@@ -92,12 +94,6 @@ def refuse_unsupported(spec: Tree) -> None:
         raise Unsupported(
             what=what, cause="linux.intelRdt is set; cache allocation is not done here", remedy="remove linux.intelRdt"
         )
-    joined, new = namespaces_of(spec)
-    if "mount" not in new:
-        how = f"joins {joined['mount']}" if "mount" in joined else "has no mount namespace"
-        raise Unsupported(
-            what=what, cause=f"it {how}: its root could not be changed", remedy='add {"type": "mount"} to linux.namespaces'
-        )
     if linux.get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
         raise Unsupported(what=what, cause="linux.mountLabel on a host with SELinux", remedy="remove linux.mountLabel")
     persona = linux.get("personality", {})
@@ -117,6 +113,8 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     steps: list[fs.Step] = []
     if user_namespace:
         steps.append(ps.BecomeNamespaceRoot())
+    if host.mount_namespace >= 0:
+        steps.append(ps.JoinProcess(host.mount_namespace, KINDS["mount"][0], f"the mount namespace {joined['mount']}"))
     if host.new_keyring:
         steps.append(ps.NewKeyring(f"nacre-{state['id']}"))
     if "network" in new:
@@ -154,7 +152,7 @@ def _finish_root(spec: Tree, host: Host) -> list[fs.Step]:
             steps.append(fs.MakeReadonly(_clean(mount["destination"])))
     if spec.get("root", {}).get("readonly"):
         steps.append(fs.MakeReadonly("/"))
-    steps.append(fs.EnterRoot(_rootfs(spec, host.bundle), host.pivot, _propagation(linux)))
+    steps.append(fs.EnterRoot(_rootfs(spec, host.bundle), host.pivot, _propagation(linux), host.borrowed))
     return steps
 
 
@@ -198,10 +196,12 @@ def _propagation(linux: Tree) -> tuple[MountFlag, bool] | None:
 
 def _root(spec: Tree, host: Host) -> list[fs.Step]:
     """The new namespace first stops giving to the host (unless it is to), then takes the root as a mount."""
+    if host.borrowed:
+        return [fs.BindRoot(_rootfs(spec, host.bundle), shared=False, borrowed=True)]
     wanted = _propagation(spec.get("linux", {}))
     keep = wanted is not None and wanted[0] == MountFlag.SHARED
     before = fs.SetPropagation(MountFlag.SHARED if keep else MountFlag.SLAVE, recursive=True)
-    return [before, fs.BindRoot(_rootfs(spec, host.bundle), keep)]
+    return [before, fs.BindRoot(_rootfs(spec, host.bundle), keep, borrowed=False)]
 
 
 def _clean(path: str) -> str:
@@ -250,11 +250,7 @@ def _devices(devices: Sequence[Tree], *, user_namespace: bool) -> list[fs.Step]:
 
 def _inside_hooks(spec: Tree, point: str, state: Tree) -> list[fs.Step]:
     found = spec.get("hooks", {}).get(point, ())
-    return (
-        [ps.RunHooks(point, tuple(found), {**state, "status": "creating" if point == "createContainer" else "created"})]
-        if found
-        else []
-    )
+    return [ps.RunHooks(point, tuple(found), state)] if found else []
 
 
 def start_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
@@ -378,8 +374,8 @@ def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:
                 cause=f"it is not loaded ({profiles} has it not)",
                 remedy="load it with apparmor_parser -r FILE",
             )
-        place = "/proc/self/attr/apparmor/exec"
-        found.append((place if os.path.exists(place) else "/proc/self/attr/exec", f"exec {apparmor}"))
+        place = "attr/apparmor/exec"
+        found.append((place if os.path.exists(f"/proc/self/{place}") else "attr/exec", f"exec {apparmor}"))
     if selinux and os.path.exists("/sys/fs/selinux/enforce"):
-        found.append(("/proc/self/attr/exec", selinux))
+        found.append(("attr/exec", selinux))
     return tuple(found)

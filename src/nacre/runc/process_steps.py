@@ -18,7 +18,7 @@ from nacre.linux.namespaces import Clone
 from nacre.oci.errors import Failure
 from nacre.runc import hooks
 from nacre.runc.failures import CommandNotExecutable, CommandNotFound
-from nacre.runc.steps import Context
+from nacre.runc.steps import PLAIN, Context
 
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -37,6 +37,20 @@ class JoinProcess:
 
     def run(self, context: Context) -> None:
         namespaces.setns(self.descriptor, self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class EnterProcessRoot:
+    """The root of a running container that has no mount namespace of its own: joining would lead to the host's."""
+
+    descriptor: int
+
+    def describe(self) -> str:
+        return "enter the container's root"
+
+    def run(self, context: Context) -> None:
+        os.fchdir(self.descriptor)
+        os.chroot(".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +169,10 @@ class OpenConsole:
         if self.show:
             with (
                 owned(mounts.bind_tree("", recursive=False, directory=context.terminal)) as tree,
-                owned(paths.make_file_in(context.root, "/dev/console")) as target,
+                owned(paths.make_file_in(context.root, "/dev/console")),
+                owned(paths.openat2(context.root, "dev/console", os.O_PATH, resolve=PLAIN)) as target,
             ):
-                mounts.move_mount(tree, target)
+                mounts.move_mount(tree, target)  # through a link of the image it would hide what is masked later (CVE-2025-52565)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,16 +291,16 @@ class SetPersonality:
 
 @dataclass(frozen=True, slots=True)
 class SetSecurityLabel:
-    """AppArmor profile or SELinux label of the next execve(2), through the file that `open_label` opened while /proc was the host's."""
+    """AppArmor profile or SELinux label of the next execve(2). /proc is the container's by now, and looked at closely."""
 
-    file: str
+    file: str  # below /proc/PID
     text: str
 
     def describe(self) -> str:
         return f"set the security label {self.text!r}"
 
     def run(self, context: Context) -> None:
-        with owned(os.open(self.file, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+        with owned(paths.open_own_proc(self.file, os.O_WRONLY)) as fd:
             os.write(fd, self.text.encode())
 
 
@@ -336,8 +351,12 @@ class ChangeUser:
         os.umask(self.umask)
         if not entered:
             os.chdir(self.cwd)
-        if not os.getcwd().startswith("/"):  # a directory outside the root would be a way back to the host (CVE-2024-21626)
-            raise Failure(what=self.describe(), cause=f"{self.cwd} leads out of the container")
+        try:
+            inside = os.getcwd().startswith("/")
+        except FileNotFoundError:  # glibc's word for a directory that getcwd(2) calls unreachable
+            inside = False
+        if not inside:  # it would be a way back to the host (CVE-2024-21626)
+            raise Failure(what=self.describe(), cause=f"{self.cwd} leads out of the container, or has been removed")
 
     def _give_stdio(self, context: Context) -> None:
         """Pipes and the container's own terminal go to its user, who may want to open /dev/stdout again."""

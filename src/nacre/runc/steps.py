@@ -21,7 +21,7 @@ from nacre.oci.errors import Invalid
 from nacre.runc.mount_options import Options
 
 _NO_LINKS = frozenset({"proc", "sysfs"})
-_PLAIN = Resolve.BENEATH | Resolve.NO_SYMLINKS
+PLAIN = Resolve.BENEATH | Resolve.NO_SYMLINKS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +66,7 @@ class BindRoot:
 
     path: str
     shared: bool  # the namespace's mounts still give to the host
+    borrowed: bool  # the namespace is not the container's own, and stays as it is
 
     def describe(self) -> str:
         return f"take {self.path} as root filesystem"
@@ -74,8 +75,8 @@ class BindRoot:
         if self.shared:
             mounts.mount(None, self._mount_point(), None, MountFlag.PRIVATE)
         mounts.mount(self.path, self.path, None, MountFlag.BIND | MountFlag.REC)
-        if self.shared:
-            mounts.mount(None, self.path, None, MountFlag.PRIVATE)
+        if self.shared or self.borrowed:
+            mounts.mount(None, self.path, None, MountFlag.PRIVATE | (MountFlag.REC if self.borrowed else 0))
         context.root = paths.open_root(self.path)
 
     def _mount_point(self) -> str:
@@ -113,7 +114,7 @@ class MountFilesystem:
     def _refuse_links(self, context: Context) -> None:
         """What is written to /proc/self/attr or /proc/sys must reach the kernel, not a file the image chose (CVE-2019-19921)."""
         try:
-            os.close(paths.openat2(context.root, self.destination.lstrip("/"), os.O_PATH, resolve=_PLAIN))
+            os.close(paths.openat2(context.root, self.destination.lstrip("/"), os.O_PATH, resolve=PLAIN))
         except SyscallError as error:
             if error.errno not in (errno.ELOOP, errno.EXDEV):
                 raise
@@ -364,13 +365,16 @@ class EnterRoot:
     path: str
     pivot: bool
     propagation: tuple[MountFlag, bool] | None
+    borrowed: bool  # others use the mount namespace: its root stays
 
     def describe(self) -> str:
         return f"make {self.path} the root"
 
     def run(self, context: Context) -> None:
         os.fchdir(context.root)
-        if not self.pivot or not self._pivoted():
+        if self.borrowed:
+            os.chroot(".")
+        elif not self.pivot or not self._pivoted():
             self._cover()
         os.chdir("/")
         if self.propagation is not None:

@@ -77,7 +77,7 @@ def features() -> dict[str, Any]:
         "linux": {
             "namespaces": sorted(oci_spec.NAMESPACES),
             "capabilities": list(capabilities.NAMES[: capabilities.last() + 1]),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True},
             "seccomp": {
                 "enabled": seccomp.available(),
                 "actions": seccomp.known_actions(),
