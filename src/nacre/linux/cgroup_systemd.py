@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 from nacre.linux import cgroup_names, cgroup_values, process
@@ -22,6 +22,7 @@ from nacre.linux.cgroup_names import Place
 from nacre.linux.cgroup_values import DeviceRule
 from nacre.linux.cgroups import Cgroup
 from nacre.linux.dbus import BusBroken, Message, Variant
+from nacre.oci.errors import Unsupported
 
 _NAME, _PATH, _MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
 _JOB_S = 30.0
@@ -31,7 +32,7 @@ Properties = list[tuple[str, Variant]]
 
 
 class Systemd:
-    """The manager of the system, or of the user where we are not root: the few calls that cgroups need."""
+    """The system's manager: the few calls that cgroups need."""
 
     def __init__(self) -> None:
         self._bus = _connect()
@@ -44,11 +45,6 @@ class Systemd:
 
     def _call(self, member: str, signature: str = "", *body: Any) -> tuple[Any, ...]:
         return self._bus.call(_NAME, _PATH, _MANAGER, member, signature, body)
-
-    def root(self) -> str:
-        """The cgroup below which this manager makes its own: "" for the system's."""
-        answer = self._bus.call(_NAME, _PATH, "org.freedesktop.DBus.Properties", "Get", "ss", (_MANAGER, "ControlGroup"))
-        return str(answer[0].value).rstrip("/")
 
     def start(self, unit: str, properties: Properties) -> None:
         """Make the transient unit and wait until it is there. Raises CgroupBusy when systemd's job does not succeed."""
@@ -84,7 +80,7 @@ class Systemd:
         """Change properties of a living unit until it ends."""
         self._call("SetUnitProperties", "sba(sv)", unit, True, properties)
 
-    def _job(self, unit: str, act: str, begin: Any) -> None:
+    def _job(self, unit: str, act: str, begin: Callable[[], tuple[Any, ...]]) -> None:
         self._call("Subscribe")
         self._bus.listen(_NAME, _PATH, _MANAGER, "JobRemoved")
         (job,) = begin()
@@ -103,6 +99,12 @@ class Systemd:
 
 def _connect() -> Bus:
     """systemd's own socket, as systemctl takes it: there without a bus daemon, and without its detour; else the bus. Raises BusBroken."""
+    if not _is_system():
+        raise Unsupported(
+            what="make a cgroup through systemd",
+            cause="only the system's manager is spoken to, and this process is no root of the machine",
+            remedy="run it as root, or without the systemd driver in a cgroup that was delegated to you",
+        )
     tried = []
     for path, daemon in _sockets():
         try:
@@ -114,15 +116,10 @@ def _connect() -> Bus:
     )
 
 
-def _sockets() -> Iterable[tuple[str, bool]]:
-    """(path, whether a bus daemon is behind it), for a user the user's own."""
-    if _is_system():
-        yield "/run/systemd/private", False
-        yield unix_path(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")) or "/run/dbus/system_bus_socket", True
-        return
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    yield f"{runtime}/systemd/private", False
-    yield unix_path(os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")) or f"{runtime}/bus", True
+def _sockets() -> tuple[tuple[str, bool], ...]:
+    """(path, whether a bus daemon is behind it)."""
+    bus = unix_path(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")) or "/run/dbus/system_bus_socket"
+    return (("/run/systemd/private", False), (bus, True))
 
 
 def _is_system() -> bool:

@@ -407,7 +407,10 @@ class Cgroup:
         if hierarchy is None:
             return 0
         name = "memory.events" if hierarchy.version == 2 else "memory.oom_control"
-        return files.table(files.read(self.layout.directory(hierarchy, self.path), name)).get("oom_kill", 0)
+        directory = self.layout.directory(hierarchy, self.path)
+        if hierarchy.version == 2 and self.path.endswith(".scope") and not os.path.isdir(directory):
+            directory = os.path.dirname(directory)  # systemd took it away with its last process: the pod's slice has counted too
+        return files.table(files.read(directory, name)).get("oom_kill", 0)
 
     def _best(self, *controllers: str) -> str | None:
         """The directory of the first hierarchy that exists: unified, else one of `controllers`, else any."""
