@@ -1,10 +1,11 @@
-"""`python -m nacre.cli.codes`: every failure code of this version with its meaning, as the table in docs/errors.md has it."""
+"""`python -m nacre.cli.codes [PAGE]`: every failure code of this version with its meaning; with PAGE (docs/errors.md) into its table."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterator
 
 import nacre
@@ -25,10 +26,22 @@ def _descendants(kind: type[Failure]) -> set[type[Failure]]:
     return below.union(*map(_descendants, below))
 
 
+def table() -> str:
+    rows = [f"| {code} | {package} | {meaning} |" for code, package, meaning in codes()]
+    return "\n".join(("| code | from | when |", "|-|-|-|", *rows)) + "\n"
+
+
 def main() -> None:
-    print("| code | from | when |\n|-|-|-|")
-    for code, package, meaning in codes():
-        print(f"| {code} | {package} | {meaning} |")
+    if len(sys.argv) == 1:
+        print(table(), end="")
+        return
+    with open(sys.argv[1]) as file:
+        page = file.read()
+    head, heading, rest = page.partition("## Codes\n")
+    said = "".join(line for line in rest.partition("\n## ")[0].splitlines(keepends=True) if not line.startswith("|"))
+    tail = rest[rest.index("\n## ") :]
+    with open(sys.argv[1], "w") as file:
+        file.write(f"{head}{heading}{said.rstrip()}\n\n{table()}{tail}")
 
 
 if __name__ == "__main__":
