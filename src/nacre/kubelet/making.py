@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from nacre.kubelet import ending, hooks, probes, translate
+from nacre.kubelet import ending, hooks, probes, rotation, translate
 from nacre.kubelet.expand import ConfigError, Sources
 from nacre.kubelet.life import Life
 from nacre.kubelet.plan import SANDBOX, next_backoff
@@ -121,7 +121,8 @@ async def start(life: Life, name: str, sources: Sources) -> None:
             await _begin(life, container, identifier)
     except ImageTrouble as failure:
         life.facts.waiting[name] = (failure.word, failure.sentence())
-        life.record_failure(failure)
+        if failure.word != "ImagePullBackOff":  # an echo: the failure itself is recorded
+            life.record_failure(failure)
         left = life.host.puller.wait_left(life.uid, container["image"]) if failure.word == "ImagePullBackOff" else 0.0
         life.not_before[name] = time.time() + (left or RETRY_S)
     except ConfigError as failure:
@@ -186,7 +187,8 @@ async def _forget_older(life: Life, name: str, attempt: int) -> None:
             await life.call(runtime.RemoveContainer, cri.RemoveContainerRequest(container_id=one.id), f"remove container {name}")
             life.sandboxes.pop(one.id, None)
     for number in range(attempt - 2, -1, -1):
-        files = (translate.log_file(life.frame, life.pod, name, number), translate.termination_file(life.volumes, name, number))
+        written = translate.log_file(life.frame, life.pod, name, number)
+        files = (written, *rotation.older_than(written), translate.termination_file(life.volumes, name, number))
         there = [path for path in files if os.path.exists(path)]
         for path in there:
             os.unlink(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -60,6 +61,13 @@ class Pods:
 
     def all(self) -> list[dict[str, Any]]:
         return [worker.pod for worker in self._workers.values()]
+
+    def logs(self) -> Iterator[tuple[str, str]]:
+        """(container id, log file) of every container that runs."""
+        for worker in self._workers.values():
+            for _name, one in worker.life.running():
+                if one.log_path:
+                    yield str(one.id), str(one.log_path)
 
     # the API server's pods
 

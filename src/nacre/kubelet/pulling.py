@@ -114,6 +114,7 @@ class Puller:
 def _trouble(failure: Failure, word: str) -> ImageTrouble:
     made = ImageTrouble(what=failure.what, cause=failure.cause, evidence=failure.evidence, remedy=failure.remedy)
     made.word = word
+    made.code = failure.code  # type: ignore[misc]  # what went wrong keeps its name; ours is the waiting reason
     return made
 
 

@@ -28,6 +28,7 @@ class Service:
         """Returns when the node is registered and its pods are being looked after. Raises Failure, ApiError."""
         from nacre.kubelet.node import Node
         from nacre.kubelet.pods import Pods
+        from nacre.kubelet.rotation import Rotation
         from nacre.kubelet.server import Server
         from nacre.kubelet.watching import Watching
 
@@ -38,7 +39,7 @@ class Service:
         node = Node(self._config, host.kube, host.runtime, host.events, host.address)
         server = Server(self._config, host.runtime, pods, watching)
         self._closing.insert(0, host.objects.stop)
-        for part in (host.events, server, node, pods):
+        for part in (host.events, server, node, pods, Rotation(host.runtime, pods.logs)):
             self._parts.append(part)
             await part.start()
         log.info("kubelet of node %s on %s:%d", self._config.node_name, host.address, self._config.kubelet_port)
