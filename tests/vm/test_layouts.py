@@ -16,10 +16,10 @@ Payload = list[tuple[Path, str]]
 
 SERVE = """
 set -e
-nacre up
+nacre up --timeout 300
 nacre image import /payload/images.tar
 nacre kubectl apply -f /payload/nginx.yaml
-nacre kubectl wait --for=condition=Ready pod/nginx --timeout=180s || {
+nacre kubectl wait --for=condition=Ready pod/nginx --timeout=300s || {
   nacre explain nginx; nacre kubectl describe pod nginx; nacre logs; exit 1; }
 address=$(nacre kubectl get pod nginx -o 'jsonpath={.status.podIP}')
 python3 -c "import urllib.request as u; print('STATUS', u.urlopen('http://$address/', timeout=20).status)"
@@ -42,7 +42,7 @@ systemctl list-units --no-legend --plain --type=slice
 
 REFUSE = """
 nacre doctor && exit 3
-nacre up || exit 0
+nacre up --timeout 300 || exit 0
 nacre image import /payload/images.tar
 nacre kubectl apply -f /payload/nginx.yaml
 nacre kubectl wait --for=condition=Ready pod/nginx --timeout=30s && exit 4
@@ -94,21 +94,21 @@ PATH = "mkdir -p /opt/bin; ln -s /payload/kubectl /opt/bin/kubectl; export PATH=
     "layout", ["v2", pytest.param("v1", marks=pytest.mark.slow), pytest.param("hybrid", marks=pytest.mark.slow)]
 )
 def test_a_container_pod_serves_on_cgroup_layout(payload: Payload, tmp_path: Path, layout: str) -> None:
-    served(run(PATH + SERVE + GO, layout, payload, tmp_path, timeout_s=600))
+    served(run(PATH + SERVE + GO, layout, payload, tmp_path, timeout_s=900))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["systemd", "systemd-v1"])
 def test_a_container_pod_serves_as_a_scope_that_systemd_made(payload: Payload, tmp_path: Path, layout: str) -> None:
     configure = "mkdir -p /etc/nacre; cp /payload/systemd.toml /etc/nacre/config.toml\n"
-    outcome = run(PATH + configure + SERVE + BY_SYSTEMD + GO, layout, payload, tmp_path, timeout_s=600)
+    outcome = run(PATH + configure + SERVE + BY_SYSTEMD + GO, layout, payload, tmp_path, timeout_s=900)
     served(outcome)
     assert "ControlGroup=/nacre.slice/nacre-kubepods.slice/nacre-kubepods-pod" in outcome.output, outcome.output
 
 
 @pytest.mark.slow
 def test_a_container_pod_serves_under_systemd_with_the_cgroupfs_driver(payload: Payload, tmp_path: Path) -> None:
-    served(run(PATH + SERVE + GO, "systemd", payload, tmp_path, timeout_s=600))
+    served(run(PATH + SERVE + GO, "systemd", payload, tmp_path, timeout_s=900))
 
 
 @pytest.mark.slow

@@ -33,10 +33,13 @@ class NotReady(Failure):
 
 @click.command()
 @click.option("--listen", metavar="ADDR", default="", help="Address of API and node API, in place of the configuration's.")
+@click.option(
+    "--timeout", "timeout_s", default=START_LIMIT_S, show_default=True, metavar="SECONDS", help="More for an emulated machine."
+)
 @click.pass_obj
-def up(config: Config, listen: str) -> None:
+def up(config: Config, listen: str, timeout_s: float) -> None:
     """Start the node: API, controllers, kubelet and CRI in one daemon."""
-    start(config, listen)
+    start(config, listen, timeout_s=timeout_s)
 
 
 @click.command()
@@ -65,7 +68,7 @@ def status(config: Config, wait_ready: bool, timeout_s: float, form: str) -> int
     return 0 if ready else 1
 
 
-def start(config: Config, listen: str = "", say: Any = output.say) -> dict[str, Any]:
+def start(config: Config, listen: str = "", say: Any = output.say, *, timeout_s: float = START_LIMIT_S) -> dict[str, Any]:
     """Start the daemon unless one runs, wait until its services answer, say what is up. Answers its status.
 
     Raises NotRoot, Taken with the holder's name, what a service's start raised, or StartFailed with the log's last lines.
@@ -81,12 +84,12 @@ def start(config: Config, listen: str = "", say: Any = output.say) -> dict[str, 
         taken.require_free(config)
         if before:
             say(f"The last daemon (pid {before.get('pid')}) ended without saying so; its pods are taken over.")
-    state = _spawn(config, listen, say)
+    state = _spawn(config, listen, say, timeout_s)
     describe(config, state, say)
     return state
 
 
-def _spawn(config: Config, listen: str, say: Any) -> dict[str, Any]:
+def _spawn(config: Config, listen: str, say: Any, timeout_s: float) -> dict[str, Any]:
     began = time.monotonic()
     read, write = os.pipe()
     directory = os.path.dirname(config.log_dir)
@@ -107,19 +110,19 @@ def _spawn(config: Config, listen: str, say: Any) -> dict[str, Any]:
         )
     os.close(write)
     with open(read, "rb", buffering=0) as reports:
-        state = _await_ready(config, reports, began)
+        state = _await_ready(config, reports, began, timeout_s)
     child.returncode = 0  # it lives on: no warning that a child is left
     say(f"nacre is up after {output.seconds(time.monotonic() - began)}.")
     return state
 
 
-def _await_ready(config: Config, reports: Any, began: float) -> dict[str, Any]:
+def _await_ready(config: Config, reports: Any, began: float, timeout_s: float) -> dict[str, Any]:
     """Read the daemon's report lines until `ready`. Raises the failure reported, or StartFailed naming the stage."""
     stage, pending = "its first line", b""
     while True:
-        left = began + START_LIMIT_S - time.monotonic()
+        left = began + timeout_s - time.monotonic()
         if left <= 0 or not select.select([reports], [], [], left)[0]:
-            cause = f"{stage} has been starting for {START_LIMIT_S:.0f} s"
+            cause = f"{stage} has been starting for {timeout_s:.0f} s"
             break
         data = reports.read(65536)
         if not data:
