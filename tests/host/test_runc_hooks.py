@@ -63,9 +63,9 @@ def test_all_hooks_run_in_order_each_in_its_namespace_with_the_state_of_its_mome
         assert (mnt != host_mnt, net) == (inside, network if inside else host_net), point
     statuses = {point: state["status"] for point, state, *_ in found}
     assert statuses == {
-        "prestart": "creating",
-        "createRuntime": "creating",
-        "createContainer": "creating",
+        "prestart": "created",
+        "createRuntime": "created",
+        "createContainer": "created",
         "startContainer": "created",
         "poststart": "running",
         "poststop": "stopped",

@@ -2,6 +2,7 @@
 
     ROOT/ID/            held by flock(2) while something changes; mode 0700
         state.json      the Record; replaced whole (temporary name, fsync, rename): a kill leaves the old one or the new one
+        process.json    config.json's `process` as it was at create, for a later exec: the bundle's file may have changed
         start.sock      where init waits to be started; goes with the directory
 
 A kill before the first state.json leaves an empty directory, which `delete --force` removes.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -57,6 +58,9 @@ class Record:
     unit: str = ""  # the systemd scope that it is, made in `slice`; "" when we made it
     slice: str = ""
     rootfs: str = ""
+    mounts_beneath: int = -1  # on rootfs before ours, in a mount namespace that is not the container's own (runc.borrowed)
+    mount_namespace: str = ""  # the path by which that one was joined, "" for the runtime's
+    mount_identity: str = ""
     user_namespace: bool = False
     oci_version: str = ""
     created_ns: int = 0  # Unix time
@@ -115,6 +119,22 @@ def read(root: str, identifier: str) -> Record:
         ) from error
     finally:
         os.close(fd)
+
+
+def keep_process(record: Record, tree: Mapping[str, Any]) -> None:
+    """Not synced: a power cut ends the container too."""
+    with open(os.path.join(record.directory, "process.json"), "w", encoding="utf-8") as file:
+        file.write(json.dumps(tree))
+
+
+def kept_process(record: Record) -> dict[str, Any]:
+    """Raises Failure when it is not there: the container was made by an older nacre, or its creation was killed."""
+    path = os.path.join(record.directory, "process.json")
+    try:
+        with open(path, "rb") as file:
+            return dict(json.loads(file.read()))
+    except (OSError, ValueError) as error:
+        raise Failure(what=f"read {path}", cause=str(error), remedy="give the process by --process") from error
 
 
 def reserve(root: str, identifier: str) -> int:

@@ -70,9 +70,7 @@ def create(
     """
     oci_spec.check_id(identifier)
     bundle = os.path.abspath(bundle)
-    spec = oci_spec.load(bundle, config)
-    _check(spec, bundle)
-    spec["process"]["env"] = [*spec["process"].get("env", ()), *extra_environment]
+    spec = _document(bundle, config, extra_environment)
     layout = layout or (cgroups.discover() if use_cgroups else cgroups.Layout(hierarchies=()))
     terminal = tty or spec["process"].get("terminal", False)
     with ExitStack() as undo:
@@ -140,10 +138,13 @@ def _launch(
     return Launch(pid=launcher.pid, console=child.console, warnings=(*warnings, *child.warnings))
 
 
-def _check(spec: Mapping[str, Any], bundle: str) -> None:
+def _document(bundle: str, config: str, extra_environment: Sequence[str]) -> dict[str, Any]:
+    spec = oci_spec.load(bundle, config)
     if "process" not in spec:
         raise Invalid(what=f"read {bundle}/config.json", cause="process is missing: a container needs one to run")
     plan.refuse_unsupported(spec)
+    spec["process"]["env"] = [*spec["process"].get("env", ()), *extra_environment]
+    return spec
 
 
 def _first_record(
