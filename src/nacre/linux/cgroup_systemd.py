@@ -190,15 +190,14 @@ class SliceCgroup(Cgroup):
         self._unit = os.path.basename(self.path)
 
     def create(self, *, limits: bool = True) -> None:
+        accounting = [(f"{name}Accounting", Variant("b", True)) for name in ("CPU", "Memory", "Tasks", _block_name(self.layout))]
         with Systemd() as systemd:
-            systemd.start(
-                self._unit,
-                [
-                    ("Description", Variant("s", f"cgroup {self._unit}")),
-                    ("DefaultDependencies", Variant("b", False)),
-                    *((f"{name}Accounting", Variant("b", True)) for name in ("CPU", "Memory", "Tasks", _block_name(self.layout))),
-                ],
-            )
+            try:
+                systemd.start(self._unit, [("DefaultDependencies", Variant("b", False)), *accounting])
+            except CallRefused as refused:
+                if not refused.error.endswith(".UnitExists"):
+                    raise
+                systemd.set(self._unit, accounting)  # made by an earlier run of ours, or by systemd for something below it
         super().create(limits=limits)
 
     def apply(self, resources: dict[str, Any]) -> None:
