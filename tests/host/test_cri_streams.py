@@ -79,16 +79,16 @@ def test_a_full_disk_holds_the_container_up_says_so_and_loses_nothing(service: C
 def test_a_log_that_can_be_written_again_goes_on_where_it_stopped(service: Cri) -> None:
     logs = service.prefix / "small"
     logs.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", logs], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", logs], check=True)
     try:
         with service.pod("refilled", log_directory=str(logs)) as pod:
             filler = logs / "filler"
-            filler.write_bytes(b"x" * 900 * 1024)
-            made = pod.start("sh", "-c", "seq 1 9000", name="log")
+            filler.write_bytes(b"x" * 3900 * 1024)
+            made = pod.start("sh", "-c", "seq 1 30000", name="log")
             until(lambda: service.status(made).reason == "LogBlocked")
             filler.unlink()
             assert service.ended(made).reason == "Completed"
-            until(lambda: pod.text("log").split() == [str(number) for number in range(1, 9001)])
+            until(lambda: pod.text("log").split() == [str(number) for number in range(1, 30001)])
     finally:
         subprocess.run(["umount", logs], check=True)
         logs.rmdir()

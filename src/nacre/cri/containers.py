@@ -223,12 +223,16 @@ class Containers:
         connection = self._pods.connected(record.sandbox)
         if connection is not None:
             await connection.ask("delete", container=record.id)
-        remove_bundle(f"{self._pods.directory(record.sandbox)}/containers/{record.id}")
-        self._pods.images.release(record.id)
+        self.clear_away(record)
         current = self._pods.store.containers.get(record.id)
         if current is not None:
             await self._pods.store.remove(current)
             self._pods.tell("deleted", current)
+
+    def clear_away(self, record: ContainerRecord) -> None:
+        """Bundle and snapshot of a container that its shim holds no more."""
+        remove_bundle(f"{self._pods.directory(record.sandbox)}/containers/{record.id}")
+        self._pods.images.release(record.id)
         self._pods.forget_container(record.id)
 
     async def exec_sync(self, record: ContainerRecord, command: list[str], timeout_s: int) -> tuple[bytes, bytes, int]:

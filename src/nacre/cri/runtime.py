@@ -130,7 +130,7 @@ class RuntimeService:
     async def RemovePodSandbox(self, request: Any) -> Any:
         record = self._maybe(self._store.sandbox, request.pod_sandbox_id)
         if record is not None:
-            await self.sandboxes.remove(record, self.containers.stop, self.containers.remove)
+            await self.sandboxes.remove(record, self.containers.stop, self.containers.clear_away)
         return cri.RemovePodSandboxResponse()
 
     @answered
@@ -269,7 +269,7 @@ class RuntimeService:
 
     async def _take_back_sandbox(self, answer: Any) -> None:
         record = self._store.sandbox(answer.pod_sandbox_id)
-        await self.sandboxes.remove(record, self.containers.stop, self.containers.remove)
+        await self.sandboxes.remove(record, self.containers.stop, self.containers.clear_away)
 
     async def _take_back_container(self, answer: Any) -> None:
         await self.containers.remove(self._store.container(answer.container_id))

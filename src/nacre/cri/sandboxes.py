@@ -156,9 +156,10 @@ class Sandboxes:
             if current.ready and self._pods.connected(record.id) is None:
                 await self._pods.shim_died(current)
                 current = self._pods.store.sandboxes[record.id]
-            await asyncio.gather(*(stop_container(container, 0) for container in self._pods.store.containers_of(record.id)))
+            ends = [stop_container(container, 0) for container in self._pods.store.containers_of(record.id)]
             if current.ready:
-                await self._pods.store.change(current, ready=False)
+                ends.append(self._pods.store.change(current, ready=False))
+            await asyncio.gather(*ends)
             for container in self._pods.store.containers_of(record.id):
                 await self._ask(record.id, "delete", container=container.id)
             if current.attachment:
@@ -171,14 +172,18 @@ class Sandboxes:
                 connection.close()
             await self._pods.remove_own_cgroup(current)
 
-    async def remove(self, record: SandboxRecord, stop_container: Any, remove_container: Any) -> None:
+    async def remove(self, record: SandboxRecord, stop_container: Any, clear_away: Any) -> None:
+        """Everything of it, its containers too, which `clear_away` is called for; gone in one commit."""
         await self.stop(record, stop_container)
-        for container in self._pods.store.containers_of(record.id):
-            await remove_container(container)
+        containers = self._pods.store.containers_of(record.id)
+        for container in containers:
+            clear_away(container)
         self._pods.forget(record.id)
         current = self._pods.store.sandboxes.get(record.id)
         if current is not None:
-            await self._pods.store.remove(current)
+            await self._pods.store.remove(*containers, current)
+        for container in containers:
+            self._pods.tell("deleted", container)
 
     async def _ask(self, sandbox: str, op: str, **request: Any) -> None:
         connection = self._pods.connected(sandbox)

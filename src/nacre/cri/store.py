@@ -126,10 +126,13 @@ class Store:
     async def change(self, record: Record, **facts: Any) -> None:
         await self.put(replace(record, **facts))
 
-    async def remove(self, record: Record) -> None:
-        self._table(record).pop(record.id, None)
-        self.release(_name(record))
-        await self._submit("DELETE FROM object WHERE kind = ? AND id = ?", (_kind(record), record.id))
+    async def remove(self, *records: Record) -> None:
+        """All of them in one commit: a container never outlives its sandbox."""
+        for record in records:
+            self._table(record).pop(record.id, None)
+            self.release(_name(record))
+        marks = ", ".join("?" * len(records))
+        await self._submit(f"DELETE FROM object WHERE id IN ({marks})", tuple(record.id for record in records))
 
     def sandbox(self, prefix: str) -> SandboxRecord:
         """By id or a prefix of one only. Raises NotFound, Invalid for an ambiguous prefix."""
@@ -155,7 +158,7 @@ class Store:
             await future
         except sqlite3.Error as error:
             raise StoreFailed(
-                what=f"keep the state of {values[0]} {values[1][:12]} in {self._path}",
+                what=f"keep what pods and containers are in {self._path}",
                 cause=str(error),
                 remedy="free space on that file system" if "full" in str(error) else "",
             ) from error

@@ -20,6 +20,7 @@ from typing import Any
 from nacre.cri.pods import Pods, background
 from nacre.kata import template
 from nacre.kata.handler import TEMPLATE
+from nacre.kata.template import TemplateBroken
 from nacre.oci.errors import Failure, decode
 
 log = logging.getLogger("nacre.kata")
@@ -92,11 +93,22 @@ class Vms:
         found = os.stat(path)
         if self._template == (path, found.st_ino, found.st_mtime_ns):
             return
-        sealed = await asyncio.to_thread(template.open_sealed, path)
+        sealed = await self._sealed(path)
+        found = os.stat(path)
         await self._pods.zygote.adopt(TEMPLATE, sealed)
         self._template = (path, found.st_ino, found.st_mtime_ns)
         async with self._filling:
             await self._discard_all()
+
+    async def _sealed(self, path: str) -> int:
+        """The copy for the zygote; a file that is not what was written is made anew, once."""
+        try:
+            return await asyncio.to_thread(template.open_sealed, path)
+        except TemplateBroken as failure:
+            log.warning("%s; it is built again", failure)
+            os.unlink(path)
+            await self._make()
+            return await asyncio.to_thread(template.open_sealed, path)
 
     async def _make(self) -> str | None:
         """Run the maker to its end; its progress into our log. Raises the Failure that it tells."""
@@ -138,6 +150,7 @@ class Vms:
             async with self._filling:
                 while len(self._members) < self._pods.config.kata.pool and not self._stopped:
                     self._members.append(await self._member())
+                    log.info("a virtual machine is ready for the next pod")
             self._later(LOOK_AGAIN_S)
         except (Failure, OSError) as failure:
             log.warning("virtual machines ahead of their pods: %s; tried again in %.0f s", failure, RETRY_S)
