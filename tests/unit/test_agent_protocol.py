@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nacre.agent import machine, volumes
 from nacre.agent import protocol as p
 from nacre.agent.containers import adapt
 from nacre.oci.errors import Invalid, Unsupported
@@ -104,3 +106,27 @@ def test_what_would_run_or_join_the_host_is_refused() -> None:
         adapted({"hooks": {"poststop": [{"path": "/bin/x"}]}})
     with pytest.raises(Unsupported, match="mount namespace"):
         adapted({"linux": {"namespaces": [{"type": "mount", "path": "/proc/1/ns/mnt"}]}})
+
+
+@given(st.text(alphabet="ab./\0", max_size=12), st.sampled_from(["", "g"]))
+def test_a_volumes_file_lies_below_it_or_is_refused(path: str, generation: str) -> None:
+    file = p.File(path=path)
+    try:
+        volumes._check(p.Files(name="v", files=[file], generation=generation), file)
+    except Invalid:
+        return
+    assert os.path.normpath(f"/v/{path}") == f"/v/{path}"
+    assert "\0" not in path
+    assert not (generation and path.startswith(".."))
+
+
+@given(st.sets(st.integers(0, 60), min_size=1))
+def test_a_list_of_processors_is_read_as_the_kernel_writes_it(numbers: set[int]) -> None:
+    ordered = sorted(numbers)
+    parts: list[str] = []
+    for number in ordered:
+        if parts and int(parts[-1].split("-")[-1]) == number - 1:
+            parts[-1] = f"{parts[-1].split('-')[0]}-{number}"
+        else:
+            parts.append(str(number))
+    assert machine._numbers(",".join(parts) + "\n") == ordered

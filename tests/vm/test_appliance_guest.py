@@ -336,6 +336,11 @@ def test_a_file_that_a_container_wrote_can_be_read_back(guest: Guest) -> None:
     assert guest.exit_of("dying").code == 0
     assert guest.call("read_file", name="term", path="log").content == b"why\n"
     guest.call("delete", container="dying")
+    with pytest.raises(Invalid, match="no path below it"):
+        guest.call("files", name="term", files=[p.File(path="../x")])
+    guest.call("files", name="term", files=[p.File(path="way", kind="link", content=b"/etc")])
+    with pytest.raises(Failure):
+        guest.call("files", name="term", files=[p.File(path="way", kind="directory", mode=0o777)])
     for path in ("../../etc/passwd", "/etc/passwd"):
         with pytest.raises(NotFound):
             guest.call("read_file", name="term", path=path)

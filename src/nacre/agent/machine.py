@@ -162,6 +162,7 @@ def fork_pid_init() -> int:
         process.close_range(3)
         os.setsid()
         process.set_name("nacre-pod-init")
+        _write("/proc/self/oom_score_adj", "-1000")  # with it every process of the pod would go
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         while True:

@@ -71,25 +71,30 @@ def _check(wanted: Files, file: File) -> None:
 
 
 def _put(base: str, file: File) -> None:
-    """One entry; through links in the volume (a container may have made some) nothing is followed out of it."""
+    """One entry; no link in the volume (a container may have made some) is followed."""
     directory, _, name = file.path.rpartition("/")
     with owned(paths.open_root(base)) as root, owned(paths.make_directories_in(root, directory or "/")) as parent:
         where = paths.magic(parent)
-        if file.kind == "directory":
-            if not os.path.isdir(f"{where}/{name}"):
-                os.mkdir(f"{where}/{name}")
-        elif file.kind == "link":
+        if file.kind == "link":
             _link(where, name, os.fsdecode(file.content))
-            return
+        elif file.kind == "directory":
+            if not os.path.lexists(f"{where}/{name}"):
+                os.mkdir(f"{where}/{name}")
+            with owned(os.open(f"{where}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+                _give(fd, file)
         else:
             draft = f"{where}/..{name}.new"
             with owned(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)) as fd:
                 view = memoryview(file.content)
                 while view:
                     view = view[os.write(fd, view) :]
+                _give(fd, file)
             os.rename(draft, f"{where}/{name}")
-        os.chown(f"{where}/{name}", file.uid, file.gid, follow_symlinks=False)
-        os.chmod(f"{where}/{name}", file.mode & 0o7777)
+
+
+def _give(fd: int, file: File) -> None:
+    os.fchown(fd, file.uid, file.gid)
+    os.fchmod(fd, file.mode & 0o7777)
 
 
 def _link(directory: str, name: str, target: str) -> None:
