@@ -104,9 +104,9 @@ def _output(command: list[str], what: str, given: str | None = None) -> bytes:
 
 
 def _seccomp(python: str) -> str:
-    """The file of libseccomp, as the loader finds it."""
+    """The file of libseccomp, as the loader finds it and under the name by which the guest's loader looks: maps has the link's end."""
     code = f"import ctypes; ctypes.CDLL('{_SECCOMP}'); print(next(l.split()[-1] for l in open('/proc/self/maps') if '{_SECCOMP[:-5]}' in l))"
-    return _output([python, "-ISc", code], f"find {_SECCOMP}").decode().strip()
+    return os.path.join(os.path.dirname(_output([python, "-ISc", code], f"find {_SECCOMP}").decode().strip()), _SECCOMP)
 
 
 def _needed(binaries: list[str]) -> set[str]:
