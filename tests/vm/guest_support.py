@@ -153,7 +153,8 @@ def boot(
     before, _, after = appliance.cmdline.partition(" -- ")
     command = [
         "qemu-system-x86_64", "-machine", "q35,acpi=on", "-accel", f"tcg,thread=multi,tb-size={TB_MIB}", "-cpu", "max",
-        "-smp", "cpus=1,maxcpus=2,sockets=2", "-m", f"{memory_mib}M,slots=1,maxmem={memory_mib + 512}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-smp", "cpus=1,maxcpus=2,sockets=2", "-m", f"{memory_mib}M,slots=1,maxmem={memory_mib + 512}M",
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-serial", f"file:{console}", "-kernel", appliance.kernel, "-initrd", appliance.initrd,
         "-append", f"console=ttyS0 {before} -- {after}",
         "-object", "memory-backend-ram,id=more,size=512M,reserve=off",
