@@ -250,6 +250,7 @@ class KataHandler:
             held.memory_limit = limit
             self._room_for(0) if limit > self._hot_bytes else None
         self._call(protocol.Update(container=container, resources=resources))
+        self._volumes.refresh()  # our kubelet sets resources as they are when copied volumes have changed
 
     def stats(self, container: str) -> dict[str, Any]:
         """A container's by the guest's account; the pod's by the host's, where everything of its VM counts."""

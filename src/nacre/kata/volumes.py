@@ -85,6 +85,7 @@ class Volumes:
     def __init__(self, call: Callable[[Any], Any], directory: str, pod_uid: str) -> None:
         self._call, self._directory, self._pod_uid = call, directory, pod_uid
         self._places: dict[str, str] = {}  # volume → path in the guest
+        self._shown: dict[str, tuple[str, str]] = {}  # copied volume → host directory, generation last copied
         self._numbers: dict[str, int] = {}  # what has no name that the agent would take
         self._read_back: dict[str, tuple[str, str, str]] = {}  # container → (volume, path in it, host file)
 
@@ -95,6 +96,12 @@ class Volumes:
             mount if mount.get("type") in _KERNEL_FILESYSTEMS else self._bind(container, mount, said)
             for mount in config.get("mounts") or []
         ]
+
+    def refresh(self) -> None:
+        """Copy again what shows other files on the host than when it was copied last: `..data` leads elsewhere."""
+        for name, (source, generation) in list(self._shown.items()):
+            if _generation(source) not in ("", generation):
+                self._copied(source, name, f"bring volume {name} up to date in the VM")
 
     def ended(self, container: str) -> None:
         """The container ended: what it left in its termination log goes to the host's file."""
@@ -134,9 +141,11 @@ class Volumes:
 
     def _copied(self, source: str, name: str, what: str) -> str:
         if os.path.isdir(source):
-            data = os.path.join(source, "..data")
-            if os.path.islink(data):
-                return self._files(name, tree(os.path.realpath(data), what), os.readlink(data).lstrip("."))
+            if generation := _generation(source):
+                if self._shown.get(name) != (source, generation):  # else another container of the pod brought it in
+                    self._files(name, tree(os.path.join(source, f"..{generation}"), what), generation)
+                    self._shown[name] = (source, generation)
+                return self._places[name]
             return self._files(f"{name}-{self._number(source)}", tree(source, what))
         one = entry(source, "file", what, COPY_LIMIT)
         return self._files(f"{name}-{self._number(source)}", [one]) + "/file"
@@ -188,6 +197,12 @@ class Volumes:
         place: str = self._call(protocol.Files(name=name, files=files, generation=generation)).path
         self._places[name] = place
         return place
+
+
+def _generation(directory: str) -> str:
+    """What a kubelet's volume shows now, "" for any other directory."""
+    data = os.path.join(directory, "..data")
+    return os.readlink(data).lstrip(".") if os.path.islink(data) else ""
 
 
 def tree(top: str, what: str) -> list[protocol.File]:
