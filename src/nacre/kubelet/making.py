@@ -7,12 +7,11 @@ import os
 import time
 from typing import Any
 
-from nacre.kubelet import ending, hooks, probes, rotation, translate
+from nacre.kubelet import ending, hooks, probes, resources, rotation, translate
 from nacre.kubelet.expand import ConfigError, Sources
 from nacre.kubelet.life import Life
 from nacre.kubelet.plan import SANDBOX, next_backoff
 from nacre.kubelet.pulling import ImageTrouble
-from nacre.kubelet.resources import pod_totals
 from nacre.oci.errors import Failure
 from nacre.wire import cri_pb2 as cri
 
@@ -30,7 +29,7 @@ class SandboxLost(Exception):
 async def prepare(life: Life, sources: Sources) -> None:
     """What must be there before the sandbox: cgroup, volumes. Raises Failure."""
     if not life.cgroup_made:
-        await asyncio.to_thread(life.cgroup.make, pod_totals(life.pod["spec"]))
+        await asyncio.to_thread(life.cgroup.make, resources.pod_totals(life.pod["spec"]))
         life.cgroup_made = True
     os.makedirs(life.volumes.directory, exist_ok=True)
     if life.pod["spec"].get("volumes"):
@@ -214,6 +213,15 @@ async def _begin(life: Life, container: dict[str, Any], identifier: str) -> None
     hook = (container.get("lifecycle") or {}).get("postStart")
     if hook and not await hooks.run(life, hook, container, identifier, "FailedPostStartHook"):
         await ending.stop_container(life, name, identifier, why="FailedPostStartHook")
+
+
+async def tell_of_volumes(life: Life) -> None:
+    """A runtime that has copied volumes is asked to look again: the CRI has no word for it, so the resources are set as they are."""
+    qos = resources.qos_class(life.pod["spec"])
+    for name, one in life.running():
+        limits = resources.linux_resources(life.container(name), qos, life.host.memory_bytes)
+        request = cri.UpdateContainerResourcesRequest(container_id=one.id, linux=limits)
+        await life.call(life.host.runtime.UpdateContainerResources, request, f"tell container {name} of changed volumes")
 
 
 def watch(life: Life, name: str, identifier: str, wake: asyncio.Event) -> None:

@@ -62,13 +62,13 @@ class PodVolumes:
             return str(volume["hostPath"]["path"])
         return f"{self.directory}/volumes/{_PLUGIN[kind]}/{volume['name']}"
 
-    def prepare(self, pod: Mapping[str, Any], sources: Sources) -> None:
-        """Make every volume ready, or up to date. Raises MountFailed, ConfigError, Unsupported."""
+    def prepare(self, pod: Mapping[str, Any], sources: Sources) -> bool:
+        """Make every volume ready, or up to date; answers whether one shows other files now. Raises MountFailed, ConfigError, Unsupported."""
         group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
-        for volume in pod["spec"].get("volumes") or []:
-            self._prepare(volume, sources, group)
+        changes = [self._prepare(volume, sources, group) for volume in pod["spec"].get("volumes") or []]
+        return any(changes)
 
-    def _prepare(self, volume: Mapping[str, Any], sources: Sources, group: int | None) -> None:
+    def _prepare(self, volume: Mapping[str, Any], sources: Sources, group: int | None) -> bool:
         kind, path = kind_of(volume), self.path(volume)
         try:
             if kind == "hostPath":
@@ -78,11 +78,12 @@ class PodVolumes:
             else:
                 options = volume[kind]
                 default = int(options.get("defaultMode", 0o644))
-                write_atomically(path, dict(_files(kind, options, default, sources)), group)
+                return write_atomically(path, dict(_files(kind, options, default, sources)), group)
         except OSError as error:
             raise MountFailed(
                 what=f"mount volume {volume['name']}", cause=f"{error.filename or path}: {error.strerror}"
             ) from error
+        return False
 
     def teardown(self) -> None:
         """Everything of the pod away. A mount that cannot be unmounted is named and nothing below it is touched."""
@@ -124,14 +125,13 @@ def write_atomically(path: str, files: Mapping[str, tuple[bytes, int]], group: i
         finally:
             os.close(fd)
     os.makedirs(f"{path}/{fresh}", exist_ok=True)
-    former = os.readlink(current) if os.path.islink(current) else ""
     os.symlink(fresh, f"{path}/..data_tmp")
     os.rename(f"{path}/..data_tmp", current)
     _link_names(path, {name.split("/")[0] for name in files})
     for name in os.listdir(path):
         if name.startswith("..") and name not in ("..data", fresh):
             shutil.rmtree(f"{path}/{name}")
-    return bool(former) or True
+    return True
 
 
 def _link_names(path: str, wanted: set[str]) -> None:

@@ -211,8 +211,11 @@ class Worker:
 
     async def _refresh(self, sources: Sources) -> None:
         self._stale = False
+        life = self.life
         try:
-            await asyncio.to_thread(self.life.volumes.prepare, self.life.pod, sources)
+            changed = await asyncio.to_thread(life.volumes.prepare, life.pod, sources)
+            if changed and life.pod["spec"].get("runtimeClassName"):
+                await making.tell_of_volumes(life)
         except (ConfigError, Failure) as failure:
             self.life.event("FailedMount", f"MountVolume.SetUp failed: {failure.sentence()}", warning=True)
 
