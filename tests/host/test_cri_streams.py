@@ -160,7 +160,7 @@ def test_a_terminal_is_one_and_takes_its_size(service: Cri) -> None:
     with service.pod() as pod:
         made = pod.start(*FOREVER)
         size = bytes([4]) + json.dumps({"Width": 123, "Height": 45}).encode()
-        script = "test -t 0 && test -t 1 && echo tty; while [ \"$(stty size)\" != '45 123' ]; do :; done; echo sized; exit 6"
+        script = "test -t 0 && test -t 1 && echo tty; while [ \"$(stty size 2>/dev/null)\" != '45 123' ]; do :; done; echo sized; exit 6"
         url = service.runtime.Exec(
             cri.ExecRequest(container_id=made, cmd=["sh", "-c", script], tty=True, stdin=True, stdout=True)
         ).url

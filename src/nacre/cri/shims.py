@@ -57,6 +57,7 @@ class Connection:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._loop = asyncio.get_running_loop()
+        self._sending = asyncio.Lock()
         self.closed = False
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -85,6 +86,10 @@ class Connection:
 
     async def _send(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         """Now, or as soon as the other end has read what lies before it."""
+        async with self._sending:  # one watch a descriptor: a second would take the first one's wakening
+            await self._send_in_turn(message, descriptors)
+
+    async def _send_in_turn(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         while True:
             try:
                 messages.send(self._socket, message, descriptors)
