@@ -187,6 +187,22 @@ def test_host_namespaces_and_hooks_are_refused(guest: Guest) -> None:
         create(guest, "hooked", document("/bin/true") | {"hooks": {"prestart": [{"path": "/bin/sh"}]}})
 
 
+def test_a_seccomp_profile_holds_in_the_guest(guest: Guest) -> None:
+    settings = document(
+        "/bin/busybox", "sh", "-c", "busybox mkdir /tmp/x || echo refused; busybox grep Seccomp: /proc/self/status"
+    )
+    settings["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+    }
+    out = guest.open(receives=True)
+    create(guest, "filtered", settings, stdout=out)
+    guest.call("start", container="filtered")
+    assert guest.exit_of("filtered").code == 0
+    assert guest.read(out).split() == ["refused", "Seccomp:", "2"]
+    guest.call("delete", container="filtered")
+
+
 def test_two_containers_at_once_and_executions_in_one(guest: Guest) -> None:
     feed, out = guest.open(sends=True), guest.open(receives=True)
     create(guest, "long", document("/bin/cat"), stdin=feed, stdout=out)
