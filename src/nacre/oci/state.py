@@ -110,8 +110,7 @@ def read(root: str, identifier: str) -> Record:
         document = json.loads(os.read(fd, 16 << 20))
         if document["format"] != FORMAT:
             raise Failure(what=f"read {path}", cause=f"it has format {document['format']}, this nacre knows {FORMAT}")
-        known = {one.name for one in fields(Record)}
-        facts = {key: value for key, value in document.items() if key in known}
+        facts = {one.name: _typed(one.name, str(one.type), document[one.name]) for one in fields(Record) if one.name in document}
         return Record(**facts | {"status": Status(facts["status"]), "root": root})
     except (ValueError, KeyError, TypeError) as error:
         raise Failure(
@@ -135,6 +134,22 @@ def kept_process(record: Record) -> dict[str, Any]:
             return dict(json.loads(file.read()))
     except (OSError, ValueError) as error:
         raise Failure(what=f"read {path}", cause=str(error), remedy="give the process by --process") from error
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """The value of a field, which has its type: the file may have been damaged or written by somebody else."""
+    wanted = {"int": int, "bool": bool}.get(kind, dict if kind.startswith("dict") else str)
+    low, high = (0, (1 << 31) - 1) if name in ("pid", "creator") else (-1, (1 << 63) - 1)
+    fine = type(value) is wanted
+    if fine and wanted is int:
+        fine = low <= value <= high
+    elif fine and wanted is str:
+        fine = value.isprintable()
+    elif fine and name == "hooks":
+        fine = all(isinstance(hooks, list) and all(isinstance(hook, dict) for hook in hooks) for hooks in value.values())
+    if not fine:
+        raise ValueError(f"{name} is {value!r}"[:200])
+    return value
 
 
 def reserve(root: str, identifier: str) -> int:

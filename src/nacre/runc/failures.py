@@ -33,6 +33,7 @@ _HINTS = {
     ("mount", errno.EINVAL): "an option the file system does not know, or the wrong kind of source",
     ("open_tree", errno.ENOENT): "the source of the mount does not exist on the host",
     ("move_mount", errno.ENOTDIR): "a directory is mounted on a file: check which of source and destination is the directory",
+    ("move_mount", errno.EINVAL): "a file is mounted on a directory: check which of source and destination is the file",
     ("open_tree", errno.EINVAL): "the source's mount is locked or unbindable: use rbind",
     ("clone3", errno.ENOSPC): "too many namespaces: raise /proc/sys/user/max_*_namespaces",
     ("clone3", errno.EINVAL): "this kernel lacks one of the namespaces, or a user namespace is not allowed here",

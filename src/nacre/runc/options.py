@@ -152,11 +152,13 @@ def _store(options: dict[str, Any], name: str, kind: str, value: str) -> None:
 
 def signal_number(word: str) -> int:
     """`KILL`, `SIGKILL`, `9`, `RTMIN+3` as a number. Raises Invalid."""
+    if not word.isascii():
+        word = ""
     if word.isdigit() and 0 < int(word) < signal.NSIG:
         return int(word)
     name, plus, offset = word.upper().removeprefix("SIG").partition("+")
     found = getattr(signal, f"SIG{name}", None)
-    if isinstance(found, signal.Signals) and (not plus or offset.isdigit()):
+    if isinstance(found, signal.Signals) and (not plus or offset.isdigit()) and int(found) + int(offset or 0) < signal.NSIG:
         return int(found) + int(offset or 0)
     raise Invalid(what=f"send signal {word!r}", cause="there is no such signal", remedy="use a name such as TERM, or a number")
 
