@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from node_support import Node, Traces, pod
 
 BUSYBOX = "nacre.local/busybox:demo"
+HUGE = b"more than fits " * (4 << 20)
 
 
 @dataclass
@@ -33,20 +36,15 @@ def registry() -> Iterator[BadRegistry]:
     config = json.dumps(
         {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]}}
     ).encode()
-    manifest = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": _digest(config), "size": len(config)},
-            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": _digest(layer), "size": len(layer)}],
-        }
-    ).encode()
+    manifest, huge_manifest = _manifest(config, layer), _manifest(config, HUGE)
 
     class Answers(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             what = self.path.split("/")
+            if "huge" in what:
+                return self.huge(what)
             if "absent" in what:
                 return self.answer(
                     404, b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}', "application/json"
@@ -64,6 +62,16 @@ def registry() -> Iterator[BadRegistry]:
                 self.wfile.write(layer[:1000])
                 self.close_connection = True
                 return None
+            return self.answer(200, b"{}", "application/json")
+
+        def huge(self, what: list[str]) -> None:
+            """An image whose one layer is larger than the disk of the test."""
+            if "manifests" in what:
+                return self.answer(200, huge_manifest, "application/vnd.oci.image.manifest.v1+json")
+            if what[-1] == _digest(config):
+                return self.answer(200, config, "application/octet-stream")
+            if "blobs" in what:
+                return self.answer(200, HUGE, "application/octet-stream")
             return self.answer(200, b"{}", "application/json")
 
         do_HEAD = do_GET
@@ -165,6 +173,25 @@ def test_a_wrong_field_is_refused_by_name(node: Node, spoil: dict[str, object], 
     assert node.traces() == before
 
 
+def test_a_full_disk_is_named_with_its_size(tmp_path: Path, registry: BadRegistry) -> None:
+    node = Node(tmp_path)
+    data = tmp_path / "var/lib/nacre"
+    data.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", data], check=True)
+    try:
+        node.nacre("up")
+        node.apply(pod("full", f"{registry.name}/huge:1"))
+        text = _explained(node, "full", reason="ErrImagePull")
+        assert "no space left on device" in text and "nacre image" in text
+        node.kubectl("delete", "pod", "full", "--timeout=60s")
+        left = sum(path.stat().st_size for path in (data / "images").rglob("*") if path.is_file())
+        assert left < 1 << 20, "what was half written is gone"
+        node.nacre("down")
+    finally:
+        node.nacre("reset", "--yes", check=False)
+        subprocess.run(["umount", data], check=False)
+
+
 def _explained(node: Node, name: str, reason: str = "") -> str:
     """What `nacre explain` says once the pod waits for a reason worth the name."""
     path = "{.status.containerStatuses[0].state.waiting.reason}"
@@ -189,6 +216,16 @@ def _delete(node: Node, name: str, before: Traces) -> None:
     after = node.traces()
     for kind in ("mounts", "cgroups", "links", "rules", "processes", "files"):
         assert getattr(after, kind) == getattr(before, kind), kind
+
+
+def _manifest(config: bytes, layer: bytes) -> bytes:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": _digest(config), "size": len(config)},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": _digest(layer), "size": len(layer)}],
+    }
+    return json.dumps(document).encode()
 
 
 def _digest(data: bytes) -> str:
