@@ -174,3 +174,34 @@ def test_groups_that_the_container_makes_below_its_own_go_with_it(bundle: Bundle
     bundle.up(f"mkdir {place}/below; echo 0 > {place}/below/cgroup.procs; sleep 100")
     bundle.ok("delete", "--force", bundle.name)
     assert leftovers(bundle) == []
+
+
+@pytest.mark.parametrize("path", ["/", "..", "/../..", "a/..", "/x/../y"])
+def test_a_path_out_of_the_containers_own_group_is_refused(bundle: Bundle, path: str) -> None:
+    """delete kills what is in the group: for "/" that would be everybody."""
+    bundle.linux["cgroupsPath"] = path
+    assert "linux.cgroupsPath" in bundle.refuses("true")
+
+
+@pytest.mark.parametrize("act", ["kill", "remove", "freeze"])
+def test_the_root_of_a_hierarchy_is_never_acted_on(act: str) -> None:
+    layout = cgroups.Layout(hierarchies=())  # none: should the guard be gone, nothing is hit
+    with pytest.raises(cgroups.CgroupBusy, match="every process of this machine"):
+        getattr(cgroups.Cgroup(layout, "/"), act)()
+
+
+def test_a_group_that_holds_others_is_not_shared(bundle: Bundle) -> None:
+    group = cgroups.Cgroup(cgroups.discover(), bundle.cgroup)
+    group.create()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    group.join(pid)
+    assert f"holds processes {pid}" in bundle.refuses("true")
+    os.close(write)
+    assert os.waitpid(pid, 0)[1] == 0, "it lives on"
+    group.remove()

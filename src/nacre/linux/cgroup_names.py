@@ -32,7 +32,14 @@ def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
             remedy='use the cgroupfs driver: no --systemd-cgroup, cgroup_driver = "cgroupfs"',
         )
     if wanted.startswith("/") or (wanted and ":" not in wanted):
-        return Place(path=os.path.normpath("/" + wanted.lstrip("/")))
+        path = os.path.normpath("/" + wanted.lstrip("/"))
+        if path == "/" or ".." in wanted.split("/"):
+            raise Invalid(
+                what="read linux.cgroupsPath",
+                cause=f"{wanted!r} leads to {path}, out of any group of the container's own",
+                remedy="write a path of the container's own, such as /containers/NAME",
+            )
+        return Place(path=path)
     if not wanted:
         wanted = f"system.slice:nacre-runc:{identifier}" if systemd else ""
     if not wanted:

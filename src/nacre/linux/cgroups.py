@@ -161,6 +161,7 @@ class Cgroup:
 
         Raises CgroupBusy naming the processes that hold it.
         """
+        self._refuse_root("remove")
         deadline = time.monotonic() + _WAIT_S
         for hierarchy, directory in self._directories:
             while not files.remove_tree(directory):
@@ -311,6 +312,7 @@ class Cgroup:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send `number` to every process in the cgroup; SIGKILL leaves none that could fork meanwhile."""
+        self._refuse_root("kill")
         unified = self.layout.unified
         if number == signal.SIGKILL and unified is not None:
             directory = self.layout.directory(unified, self.path)
@@ -333,8 +335,14 @@ class Cgroup:
             if frozen:
                 self._freezer("THAWED", wait=False)
 
+    def _refuse_root(self, act: str) -> None:
+        """The root of a hierarchy holds the whole machine."""
+        if self.path == self.layout.root == "/":
+            raise CgroupBusy(what=f"{act} cgroup /", cause="it is the root, which holds every process of this machine")
+
     def freeze(self) -> None:
         """Stop every process until `thaw`. Raises CgroupBusy when one does not stop in ten seconds (uninterruptible sleep)."""
+        self._refuse_root("freeze")
         self._freezer("FROZEN", wait=True)
 
     def thaw(self) -> None:

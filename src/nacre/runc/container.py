@@ -88,11 +88,7 @@ def create(
             )
             mapped = undo.enter_context(ExitStack())
             orders = _orders(record, spec, host, stdio, mapped)
-            if cgroup is not None:
-                undo.callback(cgroup.undo)
-                undo.callback(cgroup.remove)
-                cgroup.create()
-                cgroup.apply(spec.get("linux", {}).get("resources", {}))
+            _make_cgroup(cgroup, spec, undo)
             child = _launch(record, spec, orders, cgroup, lock, undo)
             mapped.close()
             if cgroup is not None:
@@ -103,6 +99,21 @@ def create(
                 child = replace(child, console=None)
         undo.pop_all()
     return child
+
+
+def _make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> None:
+    if cgroup is None:
+        return
+    if holders := cgroup.pids():  # `delete` would kill them with the container's own
+        raise cgroups.CgroupBusy(
+            what=f"make cgroup {cgroup.path}",
+            cause=f"it is there already and holds processes {', '.join(map(str, holders[:5]))}",
+            remedy="give the container a group of its own in linux.cgroupsPath",
+        )
+    undo.callback(cgroup.undo)
+    undo.callback(cgroup.remove)
+    cgroup.create()
+    cgroup.apply(spec.get("linux", {}).get("resources", {}))
 
 
 def _launch(
