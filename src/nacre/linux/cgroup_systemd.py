@@ -156,9 +156,10 @@ class ScopeCgroup(Cgroup):
         except BaseException:
             self._leave()
             raise
-        super().create(
-            limits=limits
-        )  # hierarchies that systemd does not know (cpuset, freezer of v1), and controllers it did not hand down
+        # Hierarchies that systemd does not know (cpuset, freezer of v1), and controllers that it did not hand down.
+        super().create(limits=limits)
+        if self.layout.mode != "v2":
+            self.join(self._placeholder.pid)  # at the slice's next change systemd trims what is empty and not its own
 
     def settle(self) -> None:
         self._leave()
