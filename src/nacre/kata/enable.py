@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nacre import config as configuration
-from nacre.agent import protocol
 from nacre.config import Config
 from nacre.kata import accelerator, appliance, planning, template
 from nacre.kata.machine import MIB
@@ -117,7 +116,7 @@ def weigh(config: Config, found: Plan, file: str | None) -> Weight:
         finally:
             for _directory, fd in gates:
                 os.close(fd)
-        vm.call(protocol.Warm(), 60.0)
+        vm.rehearse()
         before = group.stats()["cpu_ns"]
         vm.watches.wait(lambda: False, IDLE_S)
         idle = (group.stats()["cpu_ns"] - before) / (IDLE_S * 1e6)

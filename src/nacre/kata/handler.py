@@ -56,11 +56,11 @@ class KataHandler:
     # the machine
 
     def warm(self, settings: dict[str, Any]) -> None:
-        """Clone a VM for a pod to come and run the throw-away container in it."""
+        """Clone a VM for a pod to come, and rehearse in it."""
         self._group = Cgroup(discover(), f"{settings['cgroup_root']}/kata-pool/{os.getpid()}")
         try:
             self._start(settings, f"{settings['directory']}/console.log")
-            self.vm.call(protocol.Warm(), CREATE_S)
+            self.vm.rehearse()
         except BaseException:
             self._end_vm()
             raise

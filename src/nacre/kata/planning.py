@@ -18,7 +18,7 @@ from nacre.kata.process import QemuMissing
 from nacre.oci.errors import Failure
 
 MIN_RAM_MIB = 128  # kernel, initrd and agent: with less the guest does not come up
-FORMAT = 3  # of a template
+FORMAT = 4  # of a template
 
 
 class GuestMissing(Failure):

@@ -109,7 +109,7 @@ def build(plan: Plan, path: str, progress: Progress) -> None:
         began = time.monotonic()
         greeting = vm.boot(plan.boot, ram, Place(), shared=True)
         progress(f"the guest booted in {time.monotonic() - began:.1f} s under Linux {greeting.kernel}")
-        vm.call(protocol.Warm(), 60.0)
+        vm.rehearse()
         _save(vm, state)
         vm.end()
         file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

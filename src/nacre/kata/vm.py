@@ -25,6 +25,7 @@ from nacre.oci.errors import Failure, NotFound
 
 BOOT_S = 90.0  # a cold boot takes 3 to 8 s under emulation, on a busy machine several times that
 CLONE_S = 30.0
+WARM_S = 60.0
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}  # RAM that lies in a shared file is not part of the stream
 _PANIC = "Kernel panic"
 
@@ -157,6 +158,14 @@ class Vm:
         except AgentSilent as silent:
             silent.evidence = self.evidence()
             raise
+
+    def rehearse(self) -> None:
+        """What every pod will ask, with nothing of a pod in it: the guest loads the code for it, and QEMU translates it."""
+        self.call(
+            protocol.Identify(entropy=os.urandom(64), now_ns=time.time_ns(), hostname="nacre", machine_id=os.urandom(16).hex())
+        )
+        self.call(protocol.Network())
+        self.call(protocol.Warm(), WARM_S)
 
     def grow(self, hot_bytes: int) -> None:
         """Offer the guest so much memory beyond what it booted with; it takes it in its own time (protocol.Machine waits)."""
