@@ -130,12 +130,13 @@ def run(
         "-drive", f"file={payload},format=raw,if=virtio,readonly=on",
         "-drive", f"file={_checkout()},format=raw,if=virtio,readonly=on",
     ]  # fmt: skip
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
-        output = done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")
-    except subprocess.TimeoutExpired as expired:
-        output = (expired.stdout or b"").decode(errors="replace") + f"\nno end within {timeout_s} s\n"
-    output = output.replace("\r\n", "\n")
+    console = workdir / f"console.{layout}"  # a file, so that a long job can be watched
+    with console.open("wb") as file:
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired:
+            file.write(f"\nno end within {timeout_s} s\n".encode())
+    output = console.read_text(errors="replace").replace("\r\n", "\n")
     match = EXIT.search(output)
     return Outcome(code=int(match[1]) if match else None, output=output)
 
