@@ -105,6 +105,7 @@ _LINUX: Tree = {
     "devices": [
         {"!type": "str", "!path": "str", "major": "int", "minor": "int", "fileMode": "u32", "uid": "u32", "gid": "u32"},
     ],
+    "netDevices": {"*": {"name": "str"}},
     "cgroupsPath": "str",
     "resources": RESOURCES,
     "intelRdt": {"closID": "str", "l3CacheSchema": "str", "memBwSchema": "str"},

@@ -8,9 +8,8 @@ import resource
 import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fcntl import ioctl
-from typing import Any
+from typing import Any, NamedTuple
 
 from nacre.linux import capabilities, libc, mounts, namespaces, paths, process, seccomp
 from nacre.linux.libc import SyscallError, owned, syscall
@@ -24,8 +23,7 @@ _TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431,
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True)
-class JoinProcess:
+class JoinProcess(NamedTuple):
     """Every namespace of a running container (execute), or one given by path (create): what `descriptor` names."""
 
     descriptor: int
@@ -39,8 +37,7 @@ class JoinProcess:
         namespaces.setns(self.descriptor, self.flags)
 
 
-@dataclass(frozen=True, slots=True)
-class EnterProcessRoot:
+class EnterProcessRoot(NamedTuple):
     """The root of a running container that has no mount namespace of its own: joining would lead to the host's."""
 
     descriptor: int
@@ -53,8 +50,7 @@ class EnterProcessRoot:
         os.chroot(".")
 
 
-@dataclass(frozen=True, slots=True)
-class BecomeNamespaceRoot:
+class BecomeNamespaceRoot(NamedTuple):
     """In a new user namespace: be its root, so that what is made belongs to it."""
 
     def describe(self) -> str:
@@ -69,8 +65,7 @@ class BecomeNamespaceRoot:
                 raise
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRootDirectory:
+class OpenRootDirectory(NamedTuple):
     """The root of the container just joined."""
 
     def describe(self) -> str:
@@ -80,8 +75,7 @@ class OpenRootDirectory:
         context.root = paths.open_root("/")
 
 
-@dataclass(frozen=True, slots=True)
-class SetName:
+class SetName(NamedTuple):
     """Host or domain name of the UTS namespace."""
 
     name: str
@@ -94,8 +88,7 @@ class SetName:
         (namespaces.setdomainname if self.domain else namespaces.sethostname)(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class SetSysctl:
+class SetSysctl(NamedTuple):
     """linux.sysctl: one key, of a namespace of the container's own."""
 
     key: str
@@ -110,8 +103,7 @@ class SetSysctl:
             os.write(fd, self.value.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class RaiseLoopback:
+class RaiseLoopback(NamedTuple):
     def describe(self) -> str:
         return "set the interface lo up"
 
@@ -119,8 +111,7 @@ class RaiseLoopback:
         process.raise_loopback()
 
 
-@dataclass(frozen=True, slots=True)
-class NewKeyring:
+class NewKeyring(NamedTuple):
     name: str
 
     def describe(self) -> str:
@@ -130,8 +121,7 @@ class NewKeyring:
         process.join_session_keyring(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class RunHooks:
+class RunHooks(NamedTuple):
     """createContainer and startContainer, which run inside; their state says what the host would."""
 
     point: str
@@ -146,8 +136,7 @@ class RunHooks:
             hooks.run(self.point, hook, {**self.state, "pid": context.host_pid})
 
 
-@dataclass(frozen=True, slots=True)
-class OpenConsole:
+class OpenConsole(NamedTuple):
     """A pseudo-terminal in the container's own devpts; its slave is shown as /dev/console too when `show`."""
 
     width: int
@@ -175,8 +164,7 @@ class OpenConsole:
                 mounts.move_mount(tree, target)  # through a link of the image it would hide what is masked later (CVE-2025-52565)
 
 
-@dataclass(frozen=True, slots=True)
-class NewSession:
+class NewSession(NamedTuple):
     """A session of its own, with the terminal, if there is one, as its controlling one and as stdio."""
 
     def describe(self) -> str:
@@ -190,8 +178,7 @@ class NewSession:
                 os.dup2(context.terminal, number)
 
 
-@dataclass(frozen=True, slots=True)
-class EnterCgroups:
+class EnterCgroups(NamedTuple):
     """The last thing that costs memory has been done: from here on the container pays. "0" is the writer itself (cgroups(7))."""
 
     namespace: bool  # then a cgroup namespace, whose root is where the process is by now
@@ -211,8 +198,7 @@ class EnterCgroups:
             namespaces.unshare(Clone.NEWCGROUP)
 
 
-@dataclass(frozen=True, slots=True)
-class SetLimits:
+class SetLimits(NamedTuple):
     """process.rlimits: (name, soft, hard). What the host forbids to raise is set as high as it goes, and told."""
 
     limits: tuple[tuple[str, int, int], ...]
@@ -245,8 +231,7 @@ def _lower(value: int, ceiling: int) -> int:
     return ceiling if value == resource.RLIM_INFINITY else min(value, ceiling)
 
 
-@dataclass(frozen=True, slots=True)
-class SetScheduling:
+class SetScheduling(NamedTuple):
     """process.scheduler and process.ioPriority."""
 
     attributes: tuple[int, int, int, int, tuple[int, int, int]] | None  # of sched_setattr(2)
@@ -262,8 +247,7 @@ class SetScheduling:
             syscall("ioprio_set", 1, 0, self.io_priority)
 
 
-@dataclass(frozen=True, slots=True)
-class SetAffinity:
+class SetAffinity(NamedTuple):
     """process.execCPUAffinity: the CPUs before and after the cgroup is entered."""
 
     cpus: tuple[int, ...]
@@ -275,8 +259,7 @@ class SetAffinity:
         os.sched_setaffinity(0, self.cpus)
 
 
-@dataclass(frozen=True, slots=True)
-class SetPersonality:
+class SetPersonality(NamedTuple):
     """linux.personality."""
 
     domain: str
@@ -289,8 +272,7 @@ class SetPersonality:
         process.set_personality(self.number)
 
 
-@dataclass(frozen=True, slots=True)
-class SetSecurityLabel:
+class SetSecurityLabel(NamedTuple):
     """AppArmor profile or SELinux label of the next execve(2). /proc is the container's by now, and looked at closely."""
 
     file: str  # below /proc/PID
@@ -304,8 +286,7 @@ class SetSecurityLabel:
             os.write(fd, self.text.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class BoundCapabilities:
+class BoundCapabilities(NamedTuple):
     """The bounding set, while there is still the right to shrink it."""
 
     keep: int
@@ -318,8 +299,7 @@ class BoundCapabilities:
         capabilities.bound(self.keep, self.highest)
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeUser:
+class ChangeUser(NamedTuple):
     """Working directory, groups, ids, umask. The directory may be one that only root or only the user can enter: both are tried."""
 
     uid: int
@@ -370,8 +350,7 @@ class ChangeUser:
                         raise
 
 
-@dataclass(frozen=True, slots=True)
-class SetCapabilities:
+class SetCapabilities(NamedTuple):
     """The other four sets. `keep_admin`: SYS_ADMIN stays until execve, as loading a filter without no_new_privs needs it.
 
     What a process holds before execve beyond these sets is lost there: the kernel computes the new sets from the inheritable,
@@ -401,8 +380,7 @@ class SetCapabilities:
             context.warnings.append(f"ambient capabilities not given: {', '.join(names)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Execute:
+class Execute(NamedTuple):
     """The program takes over. After the filter is loaded there is nothing but execve(2), and a word to the parent if that fails."""
 
     arguments: tuple[str, ...]

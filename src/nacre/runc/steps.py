@@ -1,5 +1,7 @@
 """The steps of a container's set-up: frozen values that say what they will do and do it in the child. `plan` makes them.
 
+Named tuples and not dataclasses, which take the interpreter five times as long to make, at each start of the command.
+
 Each has `describe()`, used when it fails, and `run(context)`. They run in order in the process that becomes the container's init;
 before `EnterRoot` the host's root is still there, beyond it nothing is imported, looked up or resolved outside the container.
 This module: file systems. `process_steps`: what concerns the process itself.
@@ -11,7 +13,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from nacre.linux import cgroup_layout, mounts, paths
 from nacre.linux.libc import SyscallError, owned
@@ -46,8 +48,7 @@ class Step(Protocol):
     def run(self, context: Context) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class SetPropagation:
+class SetPropagation(NamedTuple):
     """What this mount namespace exchanges with the host's."""
 
     kind: MountFlag
@@ -60,8 +61,7 @@ class SetPropagation:
         mounts.mount(None, "/", None, self.kind | (MountFlag.REC if self.recursive else 0))
 
 
-@dataclass(frozen=True, slots=True)
-class BindRoot:
+class BindRoot(NamedTuple):
     """The root filesystem becomes a mount of its own, as pivot_root(2) wants it."""
 
     path: str
@@ -86,8 +86,7 @@ class BindRoot:
         return max((place for place in places if f"{self.path}/".startswith(place.rstrip("/") + "/")), key=len, default="/")
 
 
-@dataclass(frozen=True, slots=True)
-class MountFilesystem:
+class MountFilesystem(NamedTuple):
     """A file system of its own: proc, tmpfs, sysfs, devpts, mqueue …"""
 
     destination: str
@@ -135,8 +134,7 @@ class MountFilesystem:
                 mounts.mount_setattr(top, attr_set=MountAttr.RDONLY)
 
 
-@dataclass(frozen=True, slots=True)
-class BindMount:
+class BindMount(NamedTuple):
     """A host path shown inside."""
 
     destination: str
@@ -171,8 +169,7 @@ def _propagate(mount: int, options: Options) -> None:
         mounts.mount_setattr(mount, propagation=kind, recursive=recursive)
 
 
-@dataclass(frozen=True, slots=True)
-class MountCgroups:
+class MountCgroups(NamedTuple):
     """The container's own cgroups at /sys/fs/cgroup: one directory (v2), or one per hierarchy on a tmpfs (v1, hybrid)."""
 
     destination: str
@@ -205,8 +202,7 @@ class MountCgroups:
                 mounts.mount_setattr(top, attr_set=MountAttr.RDONLY)
 
 
-@dataclass(frozen=True, slots=True)
-class MakeDevice:
+class MakeDevice(NamedTuple):
     """A device node of the container's own. One that is there already with the same numbers is left as it is."""
 
     path: str
@@ -234,8 +230,7 @@ class MakeDevice:
                 os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
 
 
-@dataclass(frozen=True, slots=True)
-class BindDevice:
+class BindDevice(NamedTuple):
     """In a user namespace nodes cannot be made: the host's is shown."""
 
     path: str
@@ -254,8 +249,7 @@ class BindDevice:
 _DEV_LINKS = (("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"), ("/proc/self/fd/2", "stderr"))
 
 
-@dataclass(frozen=True, slots=True)
-class LinkDevices:
+class LinkDevices(NamedTuple):
     """The links that every /dev has (config-linux.md "Default Devices", runtime-linux.md)."""
 
     core: bool  # the host has /proc/kcore
@@ -278,8 +272,7 @@ class LinkDevices:
                     os.symlink("pts/ptmx", "ptmx", dir_fd=directory)
 
 
-@dataclass(frozen=True, slots=True)
-class MakeReadonly:
+class MakeReadonly(NamedTuple):
     """A mount of the container turned read-only once all is in place: the root, or /dev."""
 
     path: str
@@ -295,8 +288,7 @@ class MakeReadonly:
             mounts.mount_setattr(top, attr_set=MountAttr.RDONLY)
 
 
-@dataclass(frozen=True, slots=True)
-class MaskPath:
+class MaskPath(NamedTuple):
     """linux.maskedPaths: a file reads as /dev/null, a directory as an empty one. What is not there needs no mask."""
 
     path: str
@@ -319,8 +311,7 @@ class MaskPath:
                 mounts.move_mount(tree, target)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadonlyPath:
+class ReadonlyPath(NamedTuple):
     """linux.readonlyPaths: the same tree, read-only."""
 
     path: str
@@ -340,8 +331,7 @@ class ReadonlyPath:
             mounts.move_mount(tree, target)
 
 
-@dataclass(frozen=True, slots=True)
-class MakeDirectory:
+class MakeDirectory(NamedTuple):
     """The working directory, made if the image lacks it."""
 
     path: str
@@ -358,8 +348,7 @@ class MakeDirectory:
             # changing to it will say why, in the words of the process's own user
 
 
-@dataclass(frozen=True, slots=True)
-class EnterRoot:
+class EnterRoot(NamedTuple):
     """The container's root becomes "/", and the host's is gone. On an initramfs, which cannot be pivoted, it is covered instead."""
 
     path: str
