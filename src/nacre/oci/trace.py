@@ -17,6 +17,8 @@ LIMIT = 512 * 1024
 DOCUMENT_LIMIT = 128 * 1024  # a larger document is replaced by its size
 JOINTS = ("api", "kubelet", "cri", "oci", "vm", "agent", "failure")
 _SECRET_KEYS = frozenset({"password", "auth", "identity_token", "registry_token", "token", "stringData", ".dockerconfigjson"})
+_OPEN_VARIABLES = ("PATH", "HOME", "HOSTNAME", "TERM")
+MASKED = "(masked)"
 
 
 def record(directory: str, pod_uid: str, joint: str, what: str, document: Any = None, *, took_ns: int | None = None) -> None:
@@ -77,15 +79,33 @@ def forget(directory: str, pod_uid: str) -> None:
 
 
 def mask(document: Any) -> Any:
-    """`document` with the values of secret-bearing keys replaced, and all `data` of a Kubernetes Secret."""
+    """`document` with the values of secret-bearing keys replaced, and all `data` of a Kubernetes Secret.
+
+    An environment's values too (CRI `envs`, OCI `env`): below the kubelet nothing tells which of them came from a Secret.
+    """
     if isinstance(document, dict):
         secret = document.get("kind") == "Secret"
-        return {
-            key: "(masked)" if value and (key in _SECRET_KEYS or (secret and key == "data")) else mask(value)
-            for key, value in document.items()
-        }
+        return {key: _masked(key, value, secret=secret) for key, value in document.items()}
     if isinstance(document, list | tuple):
         return [mask(value) for value in document]
     if isinstance(document, bytes):
         return f"({len(document)} bytes)"
     return document
+
+
+def _masked(key: str, value: Any, *, secret: bool) -> Any:
+    if value and (key in _SECRET_KEYS or (secret and key in ("data", "stringData"))):
+        return MASKED
+    if key in ("env", "envs") and isinstance(value, list | tuple):
+        return [_variable(key, item) for item in value]
+    return mask(value)
+
+
+def _variable(key: str, item: Any) -> Any:
+    """One variable: NAME=VALUE of OCI, {key, value} of CRI; a Pod's own `env` refers to Secrets by name and stays."""
+    if isinstance(item, str):
+        name, _, _value = item.partition("=")
+        return item if name in _OPEN_VARIABLES else f"{name}={MASKED}"
+    if key == "envs" and isinstance(item, dict) and item.get("key") not in _OPEN_VARIABLES:
+        return {**item, "value": MASKED}
+    return mask(item)
