@@ -136,12 +136,15 @@ def is_ready(pod: Object) -> bool:
     return condition(pod, "Ready").get("status") == "True"
 
 
+def is_stuck(pod: Object) -> bool:
+    """A container waits for a reason that is no progress."""
+    waiting = [
+        (status.get("state") or {}).get("waiting") or {} for status in pod.get("status", {}).get("containerStatuses") or []
+    ]
+    return any(found.get("reason") not in (None, "ContainerCreating", "PodInitializing") for found in waiting)
+
+
 def has_failed(pod: Object) -> bool:
-    """A container waits for a reason that is no progress, or has ended."""
-    for status in pod.get("status", {}).get("containerStatuses") or []:
-        state = status.get("state") or {}
-        if (state.get("waiting") or {}).get("reason") not in (None, "ContainerCreating", "PodInitializing") or state.get(
-            "terminated"
-        ):
-            return True
-    return False
+    """A container is stuck, or has ended."""
+    states = [status.get("state") or {} for status in pod.get("status", {}).get("containerStatuses") or []]
+    return is_stuck(pod) or any(state.get("terminated") for state in states)

@@ -125,7 +125,7 @@ def prove(config: Config) -> str:
 
 
 def _ended(pod: Object) -> bool:
-    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed") or cluster.is_stuck(pod)
 
 
 def _kernel(config: Config, pod: Object | None) -> str:

@@ -2,6 +2,7 @@
 
     engine   one CRI endpoint with everything it needs, set up and taken down    drive    the calls, timed
     peer     containerd under directories of its own                             account  CPU, memory and syncs of an engine
+    oci      nacre-runc beside runc and crun, without any engine          inprocess its forked half
     report   medians and ratios, as text and JSON                                node     what only a whole node can show
 
 Each engine and all its pods live below one cgroup, so that what a pod costs is read from one counter, short-lived processes
@@ -17,9 +18,8 @@ import click
 import grpc
 
 from nacre.cli import output
-from nacre.cli.bench import drive, engine, node, peer, report
+from nacre.cli.bench import drive, engine, node, oci, peer, report
 from nacre.cli.privilege import require_root
-from nacre.config import Config
 from nacre.oci.errors import Failure
 
 
@@ -27,16 +27,20 @@ class CallFailed(Failure):
     """A CRI call of the benchmark was refused."""
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--rounds", default=15, show_default=True, help="Pods of each engine, one by one.")
 @click.option("--idle", "idle_pods", default=50, show_default=True, help="Pods held for the memory figure; 0 leaves it out.")
 @click.option("--vm/--no-vm", default=True, help="VM pods as well.")
 @click.option("--peer/--no-peer", "with_peer", default=True, help="containerd+runc as well.")
 @click.option("--whole/--no-whole", default=True, help="The whole node as well: idle memory, kubectl apply to Ready.")
 @click.option("-o", "target", metavar="FILE", help="Write the figures as JSON.")
-@click.pass_obj
-def bench(config: Config, rounds: int, idle_pods: int, vm: bool, with_peer: bool, whole: bool, target: str | None) -> None:
+@click.pass_context
+def bench(
+    context: click.Context, rounds: int, idle_pods: int, vm: bool, with_peer: bool, whole: bool, target: str | None
+) -> None:
     """nacre beside containerd+runc: pod up, exec, pod down, throughput, CPU, memory, syncs; as ratios."""
+    if context.invoked_subcommand is not None:
+        return
     require_root("run the benchmarks")
     results = report.Results()
     try:
@@ -50,6 +54,9 @@ def bench(config: Config, rounds: int, idle_pods: int, vm: bool, with_peer: bool
     if target:
         with open(target, "w") as file:
             json.dump(report.document(results), file, indent=1)
+
+
+bench.add_command(oci.oci)
 
 
 def _run(results: report.Results, rounds: int, idle_pods: int, *, vm: bool, with_peer: bool) -> None:

@@ -44,9 +44,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 
 @contextmanager
-def containerd(place: str, archive: str) -> Iterator[engine.Engine]:
-    """A running containerd with the image imported. Raises NotFound naming what of it is missing."""
-    binary, runc = _need("containerd", "containerd"), _need("runc", "runc")
+def containerd(place: str, archive: str, runtime: str = "") -> Iterator[engine.Engine]:
+    """A running containerd with the image imported; `runtime` is another OCI binary than runc. Raises NotFound naming what is missing."""
+    binary, runc = _need("containerd", "containerd"), runtime or _need("runc", "runc")
     plugins = next((path for path in map(os.path.abspath, PLUGIN_DIRS) if os.access(f"{path}/bridge", os.X_OK)), "")
     if not plugins:
         raise NotFound(what="set up containerd", cause=f"no CNI plugins in {', '.join(PLUGIN_DIRS)}", remedy="./run bench")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,39 @@ def show(results: Results) -> None:
         output.say(f"{name}: {version}", "dim")
     output.say(f"{os.cpu_count()} CPUs, Linux {os.uname().release}, load {os.getloadavg()[0]:.1f}; min/median", "dim")
     output.table(("figure", "nacre", "containerd+runc", "ratio", "target"), rows(results))
+
+
+def show_oci(results: Results, engines: Sequence[str], targets: Sequence[tuple[str, str, str, float]]) -> None:
+    """Runtimes side by side; `targets` are (ours, whose, figure, the ratio of medians that it is to have)."""
+    output.say()
+    for name, version in results.versions.items():
+        output.say(f"{name}: {version}", "dim")
+    output.say(f"{os.cpu_count()} CPUs, Linux {os.uname().release}, load {os.getloadavg()[0]:.1f}; min/median", "dim")
+    made = [
+        (
+            figure,
+            *(_figure(found.get(name, [])) for name in engines),
+            _ratio(found, "nacre-runc", "runc"),
+            _ratio(found, "in process", "crun"),
+        )
+        for figure, found in results.values.items()
+    ]
+    output.table(("figure", *engines, "nacre-runc/runc", "in process/crun"), made)
+    for ours, theirs, figure, goal in targets:
+        ratio = _median(results, figure, ours) / _median(results, figure, theirs)
+        output.say(f"{figure}: {ours} to {theirs} {ratio:.2f}, target ≤ {goal} {_met(ratio, goal)}")
+
+
+def _ratio(found: Mapping[str, list[float]], ours: str, theirs: str) -> str:
+    return (
+        f"{statistics.median(found[ours]) / statistics.median(found[theirs]):.2f}"
+        if found.get(ours) and found.get(theirs)
+        else ""
+    )
+
+
+def _median(results: Results, figure: str, engine: str) -> float:
+    return statistics.median(results.values[figure][engine])
 
 
 def document(results: Results) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from nacre.cli.demo.stage import CommandFailed, Stage, address, heading, manifes
 from nacre.oci.errors import Failure, NotFound
 from nacre.wire.kube import Object
 
+LOOK_LIMIT_S = 120.0
 HEAD = 1 << 20  # bytes of a device that are compared
 OPTIONS = (
     "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=20 "
@@ -122,7 +123,12 @@ def _login(stage: Stage, pod: Object, key: str, word: str) -> Seen:
     half = len(word) // 2
     script = LOOK.replace("WORD", f'"{word[:half]}""{word[half:]}"')
     words = ["ssh", "-i", key, *shlex.split(OPTIONS), target, script]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=LOOK_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        said = tuple(part.decode(errors="replace") for part in (error.stdout or b"", error.stderr or b""))
+        seen = tuple(line for part in said for line in part.splitlines())
+        raise CommandFailed(what=f"ssh {target}", cause=f"it did not end within {LOOK_LIMIT_S:.0f} s", evidence=seen) from error
     if done.returncode:
         raise CommandFailed(
             what=f"ssh {target}", cause=f"exit code {done.returncode}", evidence=tuple((done.stdout + done.stderr).splitlines())
