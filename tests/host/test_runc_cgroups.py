@@ -161,6 +161,10 @@ def test_without_a_path_a_container_gets_a_group_of_its_own(bundle: Bundle) -> N
     del bundle.linux["cgroupsPath"]
     bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
     assert f"/nacre-runc/{bundle.name}" in bundle.says("cat /proc/self/cgroup")
+    layout = cgroups.discover()
+    for hierarchy in layout.hierarchies:  # the group of all such containers stays, as another may be about to use it
+        if os.path.isdir(directory := layout.directory(hierarchy, "/nacre-runc")) and not next(os.walk(directory))[1]:
+            os.rmdir(directory)
 
 
 def test_a_cgroup_namespace_hides_where_the_container_lies(bundle: Bundle) -> None:
