@@ -199,7 +199,7 @@ class KataHandler:
             limit = sizing.memory_limit((config.get("linux") or {}).get("resources") or {})
             root = self._drives.insert(container, rootfs, what)
             config["mounts"] = self._volumes.translate(container, config)
-            self._room_for(limit)
+            self._make_room(limit)
             self._call(protocol.Create(container=container, config=config, root=root, **ends.numbers), CREATE_S)
             ends.go()
         except BaseException:
@@ -209,9 +209,9 @@ class KataHandler:
         self._containers[container] = _Container(memory_limit=limit)
         return ends.console
 
-    def _room_for(self, limit: int) -> None:
-        """Memory for one container more, where the pod's own limit has not provided for it."""
-        limits = [one.memory_limit for one in self._containers.values() if not one.ended] + [limit]
+    def _make_room(self, *more: int) -> None:
+        """Memory for the containers there are, and more with these limits, where the pod's own limit has not provided for it."""
+        limits = [one.memory_limit for one in self._containers.values() if not one.ended] + list(more)
         wanted = sizing.hot_bytes(limits, sizing.memory_limit(self.sandbox.resources), self.vm.shape)
         if wanted > self._hot_bytes:
             self._grow(wanted)
@@ -248,7 +248,7 @@ class KataHandler:
         limit = sizing.memory_limit(resources)
         if limit:
             held.memory_limit = limit
-            self._room_for(0) if limit > self._hot_bytes else None
+            self._make_room()
         self._call(protocol.Update(container=container, resources=resources))
         self._volumes.refresh()  # our kubelet sets resources as they are when copied volumes have changed
 
