@@ -128,6 +128,7 @@ def test_unified_keys_go_to_v2_or_are_refused_by_name(bundle: Bundle) -> None:
     if cgroups.discover().need("pids", "test").version == 2:
         bundle.up()
         assert read(bundle, "pids", "", "pids.max") == "33"
+        bundle.ok("delete", "--force", bundle.name)
     else:
         message = bundle.refuses("true")
         assert "pids.max" in message and "cgroup v1 here" in message

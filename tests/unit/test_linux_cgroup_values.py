@@ -155,3 +155,7 @@ def test_the_device_program_agrees_with_reading_the_list(rules: list[DeviceRule]
         if same and letter in rule.access:
             expected = int(rule.allow)
     assert decide(device_bpf.program(rules), kind, access, number, number) == expected
+
+
+def test_a_network_class_asked_for_on_v2_is_not_dropped() -> None:
+    assert [write.controller for write in cgroup_values.v2({"network": {"classID": 7}})] == ["net_cls"]

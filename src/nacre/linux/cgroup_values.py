@@ -87,7 +87,7 @@ def v1(resources: Resources) -> list[Write]:
         *_pids(resources.get("pids") or {}),
         *_v1_block(resources.get("blockIO") or {}),
         *_hugetlb(resources.get("hugepageLimits") or [], ".limit_in_bytes"),
-        *_v1_network(resources.get("network") or {}),
+        *_network(resources.get("network") or {}),
         *_rdma(resources.get("rdma") or {}),
     ]
 
@@ -100,6 +100,7 @@ def v2(resources: Resources) -> list[Write]:
         *_pids(resources.get("pids") or {}),
         *_v2_block(resources.get("blockIO") or {}),
         *_hugetlb(resources.get("hugepageLimits") or [], ".max"),
+        *_network(resources.get("network") or {}),  # on v1 or nowhere: whoever asks is told
         *_rdma(resources.get("rdma") or {}),
         *unified(resources.get("unified") or {}),
     ]
@@ -258,7 +259,7 @@ def _hugetlb(limits: list[Resources], suffix: str) -> list[Write]:
     return writes
 
 
-def _v1_network(network: Resources) -> list[Write]:
+def _network(network: Resources) -> list[Write]:
     writes: list[Write] = []
     if network.get("classID"):
         writes.append(Write("net_cls", ("net_cls.classid",), str(network["classID"])))
