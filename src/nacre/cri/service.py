@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nacre.config import Config
 from nacre.cri.shims import Zygote
+from nacre.linux import cgroup_names
 from nacre.oci.errors import AlreadyExists
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Service:
     async def start(self) -> None:
         """Returns when calls are answered. Raises Failure naming what is in the way."""
         config = self._config
+        if config.cgroup_driver == "systemd":
+            cgroup_names.require_systemd('start the CRI with cgroup_driver = "systemd"')
         for directory in (config.state, f"{config.state}/pods", config.trace_dir, config.data, config.log_dir):
             os.makedirs(directory, mode=0o711, exist_ok=True)
         await self._zygote.start(self._channel)

@@ -23,14 +23,25 @@ class Place:
     slice: str = ""
 
 
-def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
-    """The place of container `identifier` whose document says `wanted`. Raises Unsupported where systemd is asked for and is not there."""
-    if systemd and not booted():
+def booted() -> bool:
+    """Whether systemd is this machine's init."""
+    return os.path.isdir(SYSTEMD)
+
+
+def require_systemd(what: str) -> None:
+    """Raises Unsupported where systemd is not this machine's init; `what` is the act that needs it."""
+    if not booted():
         raise Unsupported(
-            what=f"make the cgroup of container {identifier} through systemd",
+            what=what,
             cause=f"systemd is not this machine's init: there is no {SYSTEMD}",
             remedy='use the cgroupfs driver: no --systemd-cgroup, cgroup_driver = "cgroupfs"',
         )
+
+
+def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
+    """The place of container `identifier` whose document says `wanted`. Raises Unsupported where systemd is asked for and is not there."""
+    if systemd:
+        require_systemd(f"make the cgroup of container {identifier} through systemd")
     if wanted.startswith("/") or (wanted and ":" not in wanted):
         path = os.path.normpath("/" + wanted.lstrip("/"))
         if path == "/" or ".." in wanted.split("/"):
@@ -75,11 +86,6 @@ def slice_path(name: str) -> str:
     if not all(words) or "/" in name:
         raise Invalid(what="read linux.cgroupsPath", cause=f"{name!r} is no name of a slice: a part between dashes is empty")
     return "".join("/" + "-".join(words[: count + 1]) + ".slice" for count in range(len(words)))
-
-
-def booted() -> bool:
-    """Whether systemd is this machine's init."""
-    return os.path.isdir(SYSTEMD)
 
 
 # Below a slice everything is systemd's: groups of groups are slices, whose names repeat their parents', containers are scopes.
