@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runc_support import Bundle, leftovers, made
+from runc_support import SYSTEMD, Bundle, leftovers, made
 
 from nacre.linux import cgroups
 
@@ -161,7 +161,8 @@ def test_a_cache_allocation_is_refused_by_name(bundle: Bundle) -> None:
 def test_without_a_path_a_container_gets_a_group_of_its_own(bundle: Bundle) -> None:
     del bundle.linux["cgroupsPath"]
     bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
-    assert f"/nacre-runc/{bundle.name}" in bundle.says("cat /proc/self/cgroup")
+    own = f"/system.slice/nacre-runc-{bundle.name}.scope" if SYSTEMD else f"/nacre-runc/{bundle.name}"
+    assert own in bundle.says("cat /proc/self/cgroup")
     layout = cgroups.discover()
     for hierarchy in layout.hierarchies:  # the group of all such containers stays, as another may be about to use it
         if os.path.isdir(directory := layout.directory(hierarchy, "/nacre-runc")) and not next(os.walk(directory))[1]:

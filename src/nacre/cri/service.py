@@ -36,11 +36,11 @@ class Service:
     async def start(self) -> None:
         """Returns when calls are answered. Raises Failure naming what is in the way."""
         config = self._config
-        if config.cgroup_driver == "systemd":
-            cgroup_names.require_systemd('start the CRI with cgroup_driver = "systemd"')
         for directory in (config.state, f"{config.state}/pods", config.trace_dir, config.data, config.log_dir):
             os.makedirs(directory, mode=0o711, exist_ok=True)
         await self._zygote.start(self._channel)
+        if config.cgroup_driver == "systemd":
+            cgroup_names.require_systemd('start the CRI with cgroup_driver = "systemd"')
         await self._assemble()
         await self._listen()
         log.info("CRI on %s", config.cri_socket)
