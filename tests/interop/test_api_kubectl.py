@@ -81,6 +81,18 @@ def test_apply_creates_then_says_unchanged_then_configures(kubectl: Kubectl) -> 
     assert "unchanged" in kubectl("apply", "--dry-run=server", "-f", "-", stdin=POD.replace("image: nginx", "image: nginx:1.27"))
 
 
+def test_a_list_is_applied_item_by_item_and_each_is_checked(kubectl: Kubectl) -> None:
+    def listed(**more: object) -> str:
+        items = [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}} for name in ("l1", "l2")
+        ]
+        return json.dumps({"apiVersion": "v1", "kind": "List", "items": [items[0], items[1] | more]})
+
+    assert kubectl("apply", "-f", "-", stdin=listed()) == "configmap/l1 created\nconfigmap/l2 created\n"
+    assert kubectl("apply", "-f", "-", stdin=listed()) == "configmap/l1 unchanged\nconfigmap/l2 unchanged\n"
+    assert 'unknown field "dat"' in kubectl.refused("apply", "-f", "-", stdin=listed(dat={"x": "y"}))
+
+
 def test_every_output_form_of_get_prints(kubectl: Kubectl) -> None:
     kubectl("create", "-f", "-", stdin=POD)
     table = kubectl("get", "pods").splitlines()

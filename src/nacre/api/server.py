@@ -319,6 +319,8 @@ def _aggregated(request: web.BaseRequest, path: str, version: str) -> web.Respon
 def _openapi(request: web.BaseRequest, path: str) -> web.Response:
     if path == "/openapi/v3":
         return _json(openapi.index())
+    if path == "/openapi/v2":
+        return web.Response(body=openapi.empty_v2(), content_type="application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
     try:
         packed, digest = openapi.document(path.removeprefix("/openapi/v3/"))
     except (KeyError, ValueError) as error:
