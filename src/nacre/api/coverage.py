@@ -17,7 +17,8 @@ What is not acted upon is refused, or warned about by name (`Warning:` header, k
 _REST = """
 Every list takes `limit`, `continue`, `labelSelector`, `resourceVersion`, `resourceVersionMatch`; every watch `timeoutSeconds`,
 `allowWatchBookmarks`, `sendInitialEvents`; every write `dryRun=All`, `fieldManager`, `fieldValidation`. Bodies: JSON, YAML, Kubernetes
-protobuf. Answers: JSON, Table, PartialObjectMetadata. Patches: JSON, merge, strategic merge, server-side apply. OpenAPI v3; v2 is a document without definitions.
+protobuf. Answers: JSON, Table, PartialObjectMetadata. Patches: JSON, merge, strategic merge, server-side apply.
+OpenAPI v3; v2 is a document without definitions.
 
 ## Not there yet
 - Other kinds: `kubectl` says that the server does not have the resource type.
