@@ -126,4 +126,12 @@ def test_a_service_never_loads_what_the_idle_node_has_no_room_for(service: str) 
 
 
 def test_the_zygote_loads_neither_openssl_nor_what_it_forks_for_every_pod_in_vain() -> None:
-    assert not loaded_by("import nacre.shim.zygote") & {"_hashlib", "secrets", "subprocess", "asyncio", "logging", "grpc", "msgspec"}
+    assert not loaded_by("import nacre.shim.zygote") & {
+        "_hashlib",
+        "secrets",
+        "subprocess",
+        "asyncio",
+        "logging",
+        "grpc",
+        "msgspec",
+    }
