@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,14 +108,3 @@ def test_a_joined_mount_namespace_that_is_gone_took_its_mounts_along(bundle: Bun
 def test_a_path_that_names_no_mount_namespace_is_refused_with_its_name(bundle: Bundle, path: str) -> None:
     without(bundle, "mount", path)
     assert path in bundle.refuses("true") and leftovers(bundle) == []
-
-
-def test_exec_takes_the_process_as_it_was_at_create(bundle: Bundle) -> None:
-    bundle.process["env"] = ["PATH=/bin", "WHEN=create"]
-    bundle.up()
-    bundle.process["env"] = ["PATH=/bin", "WHEN=later"]
-    bundle.write()
-    assert bundle.inside("echo $WHEN").strip() == "create"
-    (bundle.path / "config.json").unlink()
-    done = bundle.exec(bundle.name, "true")
-    assert (done.returncode, subprocess.list2cmdline([done.stderr])) == (0, '""')

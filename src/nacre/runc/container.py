@@ -60,12 +60,13 @@ def create(
     use_cgroups: bool = True,
     extra_environment: Sequence[str] = (),
     config: str = "",
+    seek_program: bool = False,
 ) -> Launch:
     """Create the container from BUNDLE/config.json: all is set up, its process waits to be started.
 
     `stdio` are descriptors (None: /dev/null), which stay the caller's; with `tty` (or process.terminal) a terminal replaces them: its
     master is in the answer, or sent to `console_socket`. `seccomp_bpf` names a compiled filter to use instead of linux.seccomp.
-    `config` names the document where it is not the bundle's config.json.
+    `config` names the document where it is not the bundle's config.json. `seek_program`: a program that is nowhere fails here already.
     Raises a Failure, having undone everything.
     """
     oci_spec.check_id(identifier)
@@ -86,6 +87,7 @@ def create(
             host = _host(
                 record, spec, cgroup, tty=terminal, pivot=not no_pivot, keyring=not no_new_keyring, preserve=preserve_fds
             )
+            host = replace(host, seek_program=seek_program)
             mapped = undo.enter_context(ExitStack())
             orders = _orders(record, spec, host, stdio, mapped)
             _make_cgroup(cgroup, spec, undo)

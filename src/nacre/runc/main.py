@@ -140,6 +140,7 @@ def _creation(call: _Call) -> dict[str, Any]:
         "no_new_keyring": chosen.get("no-new-keyring", False),
         "use_cgroups": call.shared.get("cgroup-manager") != "disabled",
         "config": chosen.get("config", ""),
+        "seek_program": True,
     }
 
 

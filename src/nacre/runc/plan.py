@@ -68,6 +68,7 @@ class Host:
     preserve: int = 0
     personality: str = ""
     trees: Mapping[str, int] = field(default_factory=dict)  # destination to a detached id-mapped mount (`id_maps`)
+    seek_program: bool = False  # refuse a container whose program is nowhere
     borrowed: bool = False  # the mount namespace is not the container's own
     mount_namespace: int = -1  # to join
     late_cgroups: bool = False  # a memory limit too small for the set-up: enter when all of it is over
@@ -142,6 +143,9 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
         steps.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=own_dev))
     steps += _inside_hooks(spec, "createContainer", state)
     steps += _finish_root(spec, host)
+    if host.seek_program:
+        process = spec["process"]
+        steps.append(ps.SeekProgram(process["args"][0], tuple(process.get("env", ()))))
     steps.append(ps.NewSession())
     if not host.late_cgroups:
         steps.append(ps.EnterCgroups("cgroup" in new))

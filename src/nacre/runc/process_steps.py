@@ -397,8 +397,7 @@ class Execute(NamedTuple):
         environment = list(self.environment)
         if not any(entry.startswith("HOME=") for entry in environment):
             environment.append(f"HOME={context.home or '/'}")
-        search = next((entry[5:] for entry in environment if entry.startswith("PATH=")), DEFAULT_PATH)
-        program = find_program(self.describe(), self.arguments[0], search)
+        program = find_program(self.describe(), self.arguments[0], _search_path(environment))
         head = _first_bytes(program)
         execution = process.Execution(program, self.arguments, environment)
         process.close_range(3 + self.keep_descriptors, cloexec=True)
@@ -413,6 +412,26 @@ class Execute(NamedTuple):
             if error.call != "execve":
                 raise seccomp.explain(error) from error
             raise not_executable(self.describe(), program, error, head) from error
+
+
+class SeekProgram(NamedTuple):
+    """A program that is nowhere is told by create, as runc and crun do: engines look for the words there. The rest is execve's to say."""
+
+    name: str
+    environment: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"execute {self.name!r}"
+
+    def run(self, context: Context) -> None:
+        try:
+            find_program(self.describe(), self.name, _search_path(self.environment))
+        except CommandNotExecutable:
+            return  # to root; the process's user may see it otherwise
+
+
+def _search_path(environment: Sequence[str]) -> str:
+    return next((entry[5:] for entry in environment if entry.startswith("PATH=")), DEFAULT_PATH)
 
 
 def find_program(what: str, name: str, search: str) -> str:

@@ -1,0 +1,35 @@
+"""What engines rely on beyond the specification's words."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runc_support import Bundle, leftovers, made
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    with made(tmp_path) as bundle:
+        yield bundle
+
+
+def test_exec_takes_the_process_as_it_was_at_create(bundle: Bundle) -> None:
+    bundle.process["env"] = ["PATH=/bin", "WHEN=create"]
+    bundle.up()
+    bundle.process["env"] = ["PATH=/bin", "WHEN=later"]
+    bundle.write()
+    assert bundle.inside("echo $WHEN").strip() == "create"
+    (bundle.path / "config.json").unlink()
+    done = bundle.exec(bundle.name, "true")
+    assert (done.returncode, subprocess.list2cmdline([done.stderr])) == (0, '""')
+
+
+@pytest.mark.parametrize("name", ["no-such-command", "/bin/no-such-command"])
+def test_a_program_that_is_nowhere_fails_create_with_the_words_that_engines_look_for(bundle: Bundle, name: str) -> None:
+    bundle.args(name).write()
+    said = bundle.fails("create", "--bundle", str(bundle.path), bundle.name)
+    assert ("executable file not found in $PATH" if "/" not in name else "no such file or directory") in said and name in said
+    assert leftovers(bundle) == []
