@@ -29,6 +29,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def kata(node: Node) -> str:
     """The name of the RuntimeClass whose pods are virtual machines."""
     node.nacre("enable", "kata", timeout_s=300)
+    node.kubectl(
+        "wait", "--for=delete", "pods", "--all", "-A", "--timeout=60s", check=False
+    )  # the pod that proved it may still be ending
     return "kata"
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+POOL = "/kata-pool"  # warm virtual machines wait for pods that are still to come: they belong to the node, and change when one is taken
 BIN = Path(sys.executable).parent
 
 
@@ -130,10 +131,17 @@ def http_get(address: str, port: int = 80, timeout_s: float = 10) -> tuple[int, 
         connection.close()
 
 
+def _waiting(prefix: Path) -> tuple[str, ...]:
+    """Directories of the warm pool's shims: they live, and have been given no sandbox yet."""
+    found = prefix.glob("run/nacre/pods/*/shim.sock")
+    return tuple(str(path.parent) for path in found if not (path.parent / "sandbox.json").exists())
+
+
 def _mounts(prefix: str) -> tuple[str, ...]:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         points = (line.split()[4] for line in file)
-        return tuple(sorted(point for point in points if point.startswith(prefix + "/")))
+        waiting = _waiting(Path(prefix))
+        return tuple(sorted(point for point in points if point.startswith(prefix + "/") and not point.startswith(waiting)))
 
 
 def _cgroups(instance: str) -> tuple[str, ...]:
@@ -141,7 +149,7 @@ def _cgroups(instance: str) -> tuple[str, ...]:
     for directory, names, _files in os.walk("/sys/fs/cgroup"):
         for name in names:
             path = f"{directory}/{name}"
-            if f"/{instance}" in path:
+            if f"/{instance}" in path and POOL not in path:
                 found.append(path)
     return tuple(sorted(found))
 
@@ -168,6 +176,8 @@ def _processes(prefix: str) -> tuple[str, ...]:
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
+            if POOL in Path(f"/proc/{entry}/cgroup").read_text():
+                continue
             command = Path(f"/proc/{entry}/cmdline").read_bytes()
             told = command + Path(f"/proc/{entry}/environ").read_bytes() + os.fsencode(os.readlink(f"/proc/{entry}/cwd"))
         except OSError:
@@ -193,8 +203,10 @@ STANDING = ("run/nacre/runc", "var/lib/nacre/snapshots", "var/lib/nacre/kubelet"
 
 def _files(prefix: Path) -> tuple[str, ...]:
     """What a pod could leave under the prefix."""
-    found = []
+    found: list[str] = []
+    waiting = _waiting(prefix)
     for directory, names, files in os.walk(prefix):
+        names[:] = [name for name in names if f"{directory}/{name}" not in waiting]
         relative = os.path.relpath(directory, prefix)
         names[:] = [name for name in names if os.path.normpath(f"{relative}/{name}") not in KEPT]
         found += [os.path.normpath(f"{relative}/{name}") for name in (*names, *files)]

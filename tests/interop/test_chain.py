@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,13 +15,15 @@ from node_support import Node, http_get, pod
 NGINX = "nacre.local/nginx:demo"
 BUSYBOX = "nacre.local/busybox:demo"
 
+ENDS_S = 8
 COUNTER = "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.02; done"
 
 
 def test_nginx_serves_from_its_pods_address(node: Node, handler: str) -> None:
     name = f"nginx-{handler or 'runc'}"
     before = node.traces()
-    node.apply(pod(name, NGINX, handler=handler))
+    listens = {"readinessProbe": {"tcpSocket": {"port": 80}, "periodSeconds": 1}}
+    node.apply(pod(name, NGINX, handler=handler, container=listens))
     node.ready(name)
     status, body = http_get(node.address(name))
     assert status == 200 and b"nacre" in body
@@ -90,19 +93,16 @@ def test_volumes_and_environment_come_from_the_api(node: Node, handler: str) -> 
 def test_a_killed_daemon_costs_no_request_and_no_line(node: Node, handler: str) -> None:
     kind = handler or "runc"
     counter = {"name": "counter", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", COUNTER]}
-    manifest = pod(f"survivor-{kind}", NGINX, handler=handler)
+    listens = {"readinessProbe": {"tcpSocket": {"port": 80}, "periodSeconds": 1}}
+    manifest = pod(f"survivor-{kind}", NGINX, handler=handler, container=listens)
     manifest["spec"]["containers"].append(counter)  # type: ignore[index]
     node.apply(manifest)
-    waits = f"while [ ! -e /go/{kind} ]; do sleep 0.05; done; exit 9"
-    (node.prefix / "go").mkdir(exist_ok=True)
-    node.apply(pod(f"ends-{kind}", BUSYBOX, "sh", "-c", waits, handler=handler, restartPolicy="Never",
-                   container={"volumeMounts": [{"name": "go", "mountPath": "/go"}]},
-                   volumes=[{"name": "go", "hostPath": {"path": str(node.prefix / "go")}}]))  # fmt: skip
+    node.apply(pod(f"ends-{kind}", BUSYBOX, "sh", "-c", f"sleep {ENDS_S}; exit 9", handler=handler, restartPolicy="Never"))
     for name in (f"survivor-{kind}", f"ends-{kind}"):
         node.ready(name)
     with _asked_all_the_time(node.address(f"survivor-{kind}")) as failures:
         os.kill(node.daemon, signal.SIGKILL)
-        (node.prefix / "go" / kind).touch()  # one pod's process ends while nobody watches
+        _until_an_end_is_written(node)  # one pod's process ends while nobody watches
         node.nacre("up")
         node.kubectl("wait", f"pod/ends-{kind}", "--for=jsonpath={.status.phase}=Failed", "--timeout=30s")
     assert failures == []
@@ -113,6 +113,14 @@ def test_a_killed_daemon_costs_no_request_and_no_line(node: Node, handler: str) 
     lines = node.kubectl("logs", f"survivor-{kind}", "-c", "counter").splitlines()
     assert lines == [f"line {number}" for number in range(len(lines))] and len(lines) > 10
     node.kubectl("delete", "pod", f"survivor-{kind}", f"ends-{kind}", "--now")
+
+
+def _until_an_end_is_written(node: Node) -> None:
+    """A shim writes how its process ended, and nobody tells us that it has."""
+    deadline = time.monotonic() + 3 * ENDS_S
+    while not list(node.prefix.glob("run/nacre/pods/*/containers/*/exit.json")):
+        assert time.monotonic() < deadline, "no process has ended"
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -265,7 +273,7 @@ def test_a_static_manifest_runs_and_is_shown_by_a_mirror_that_comes_back(node: N
 def test_trace_shows_the_document_at_each_joint(node: Node, kata: str) -> None:
     node.apply(pod("traced", BUSYBOX, "sleep", "1000", handler=kata))
     node.ready("traced")
-    picture = node.nacre("trace", "traced").stdout
+    picture = node.nacre("trace", "traced", "--full").stdout
     for word in ("RunPodSandbox", "ociVersion", "qemu-system", "runtimeClassName"):
         assert word in picture
     node.kubectl("delete", "pod", "traced", "--now")
