@@ -117,9 +117,9 @@ class Bundle:
         assert done.returncode == 0, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def quietly(self, *words: str) -> None:
+    def quietly(self, *words: str, **options: Any) -> None:
         """For what leaves a process behind: that one would hold our pipes."""
-        self.ok(*words, stdout=subprocess.DEVNULL, stderr=None, capture_output=False)
+        self.ok(*words, stdout=subprocess.DEVNULL, stderr=None, capture_output=False, **options)
 
     def fails(self, *words: str, code: int = 1, **options: Any) -> str:
         """What the command says on stderr when it fails, as it must."""
