@@ -198,9 +198,9 @@ class Command:
     def peak_kib(self, name: str) -> int:
         """By busybox's time(1): a child of this process would count our own pages as its peak."""
         report_to = f"{self.place}/peak"
-        self._call(self._words("run", name)[0], prefix=[engine.find_busybox(), "time", "-f", "%M", "-o", report_to])
+        self._call(self._words("run", name)[0], prefix=_timing(report_to))
         with open(report_to, encoding="ascii") as file:
-            return int(file.read())
+            return int(file.read()) // _time_unit(report_to)
 
     def _words(self, act: str, name: str) -> list[list[str]]:
         if act == "run":
@@ -222,6 +222,18 @@ class Command:
                 raise Failure(
                     what=" ".join(command), cause=f"exit code {spawned.returncode}", evidence=tuple(said.read().splitlines())
                 )
+
+
+def _timing(report_to: str) -> list[str]:
+    return [engine.find_busybox(), "time", "-f", "%M", "-o", report_to]
+
+
+def _time_unit(report_to: str) -> int:
+    """What busybox's time(1) calls a KiB: older ones take ru_maxrss for pages. A process that knows its own peak tells."""
+    words = [sys.executable, "-I", "-S", "-c", "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"]
+    own = int(engine.command([*_timing(report_to), *words]))
+    with open(report_to, encoding="ascii") as file:
+        return round(int(file.read()) / own)
 
 
 def _reap() -> None:
