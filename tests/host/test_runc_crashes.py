@@ -14,7 +14,6 @@ STRACE = shutil.which("strace") or str(REPOSITORY / ".cache" / "peers" / "wrappe
 PARENT = [
     ("mkdir", 1),
     ("mkdir", 3),
-    ("fsync", 1),
     ("rename", 1),
     ("bind", 1),
     ("clone3", 1),

@@ -98,8 +98,11 @@ def test_exec_into_a_directory_that_the_container_made_a_link_outside_stays_insi
         pass
     assert bundle.inside("ls /", "--cwd", "/tmp/out") == bundle.inside("ls /")
     for number in range(3, 12):
-        done = bundle.exec("--cwd", f"/tmp/fds/{number}", bundle.name, "pwd")
-        assert done.returncode == 255, done.stdout
+        done = bundle.exec("--cwd", f"/tmp/fds/{number}", bundle.name, "ls")
+        assert done.returncode == 255 or done.stdout == bundle.inside("ls /"), (
+            number,
+            done.stdout,
+        )  # one is the container's root
 
 
 def test_a_link_swapped_in_while_mounts_are_made_leads_nowhere(bundle: Bundle, tmp_path: Path) -> None:

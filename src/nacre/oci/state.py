@@ -1,7 +1,8 @@
 """What a runtime remembers of a container (runtime.md "State"), one directory each, and the only way its status changes.
 
     ROOT/ID/            held by flock(2) while something changes; mode 0700
-        state.json      the Record; replaced whole (temporary name, fsync, rename): a kill leaves the old one or the new one
+        state.json      the Record; replaced whole (temporary name, rename): a kill leaves the old one or the new one;
+                        not synced, as a power cut ends the container too
         process.json    config.json's `process` as it was at create, for a later exec: the bundle's file may have changed
         start.sock      where init waits to be started; goes with the directory
 
@@ -78,7 +79,7 @@ class Record:
 
 
 def advance(record: Record, to: Status, **facts: Any) -> Record:
-    """The only way a status changes. The caller holds the container's lock; on return the new record is on disk."""
+    """The only way a status changes. The caller holds the container's lock; on return the new record is in its file."""
     if to not in _NEXT[record.status]:
         raise WrongStatus(what=f"move container {record.id} to {to}", cause=f"it is {record.status}")
     record = replace(record, status=to, **facts)
@@ -93,7 +94,6 @@ def save(record: Record) -> None:
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, json.dumps(document, separators=(",", ":")).encode())
-        os.fsync(fd)
     finally:
         os.close(fd)
     os.rename(path + ".new", path)

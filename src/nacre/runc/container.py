@@ -122,13 +122,11 @@ def _launch(
     record: Record, spec: Mapping[str, Any], orders: init.Orders, cgroup: cgroups.Cgroup | None, directory: int, undo: ExitStack
 ) -> Launch:
     with ExitStack() as held:
-        gates = [] if cgroup is None else cgroup.gates()
-        for _, fd in gates:
-            held.callback(os.close, fd)
+        cradle, gates = _ways_in(record, cgroup, held)
         listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         listener.bind(f"/proc/self/fd/{directory}/start.sock")  # by descriptor: a path may be longer than sun_path
         listener.listen(1)
-        launcher = Launcher(orders, _birth(spec, held), gates=gates, listener=listener)
+        launcher = Launcher(orders, replace(_birth(spec, held), cgroup=cradle), gates=gates, listener=listener)
     undo.callback(launcher.abandon)
     warnings = adjust_oom_score(launcher.pid, spec["process"])
 
@@ -149,6 +147,19 @@ def _launch(
     advance(record, Status.CREATED, pid=launcher.pid, start_time=found[2] if found else 0, created_ns=time.time_ns())
     launcher.release()
     return Launch(pid=launcher.pid, console=child.console, warnings=(*warnings, *child.warnings))
+
+
+def _ways_in(record: Record, cgroup: cgroups.Cgroup | None, held: ExitStack) -> tuple[int, list[tuple[str, int]]]:
+    """(the v2 directory to be born in or -1, gates of the others), which `held` closes."""
+    if cgroup is None:
+        return -1, []
+    cradle = -1 if record.unit else cgroup.cradle()  # a scope is systemd's to hold until it is entered
+    if cradle >= 0:
+        held.callback(os.close, cradle)
+    gates = cgroup.gates(born=cradle >= 0)
+    for _, fd in gates:
+        held.callback(os.close, fd)
+    return cradle, gates
 
 
 def _document(bundle: str, config: str, extra_environment: Sequence[str]) -> dict[str, Any]:

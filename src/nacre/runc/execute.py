@@ -82,9 +82,7 @@ def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Std
         cgroup = cgroup_of(record, sub_cgroup)
         if cgroup is not None and sub_cgroup:
             cgroup.create(limits=False)
-        gates = [] if cgroup is None else _gates(cgroup, record)
-        for _, fd in gates:
-            opened.callback(os.close, fd)
+        cradle, gates = _ways_in(cgroup, record, opened)
         ours = {kind for kind in KINDS if _same(kind, record.pid)}
         visit: dict[str, int] = {}
         if "pid" not in ours:  # children alone are born there, so it is the parent that has to go
@@ -118,7 +116,7 @@ def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Std
             keep=host.preserve,
             container=record.id,
         )
-        return Launcher(orders, Birth(visit=visit), gates=gates, listener=None)
+        return Launcher(orders, Birth(visit=visit, cgroup=cradle), gates=gates, listener=None)
 
 
 def _on_cpus(affinity: Mapping[str, str], moment: str) -> list[fs.Step]:
@@ -131,6 +129,19 @@ def _same(kind: str, pid: int) -> bool:
         return namespaces.identity(kind, pid) == namespaces.identity(kind)
     except FileNotFoundError:
         return True  # a kind that this kernel lacks, or a process that is gone: joining will say
+
+
+def _ways_in(cgroup: cgroups.Cgroup | None, record: Record, opened: ExitStack) -> tuple[int, list[tuple[str, int]]]:
+    """(the v2 directory to be born in or -1, gates of the others), which `opened` closes."""
+    if cgroup is None:
+        return -1, []
+    cradle = -1 if record.status == Status.PAUSED else cgroup.cradle()  # it would be born frozen and never get to its set-up
+    if cradle >= 0:
+        opened.callback(os.close, cradle)
+    gates = cgroup.gates(born=True) if cradle >= 0 else _gates(cgroup, record)
+    for _, fd in gates:
+        opened.callback(os.close, fd)
+    return cradle, gates
 
 
 def _gates(cgroup: cgroups.Cgroup, record: Record) -> list[tuple[str, int]]:

@@ -33,6 +33,7 @@ class Birth:
     uid_map: str = ""  # lines for /proc/PID/uid_map of a new user namespace
     gid_map: str = ""
     time_offsets: str = ""  # lines for /proc/PID/timens_offsets of a new time namespace
+    cgroup: int = -1  # a v2 cgroup directory (`Cgroup.cradle`)
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Launcher:
                 there.enter_context(namespaces.visiting(birth.visit))
                 if birth.time_offsets:
                     there.enter_context(namespaces.time_namespace(birth.time_offsets))
-                pid = process.fork(birth.flags)
+                pid = process.fork(birth.flags, cgroup=birth.cgroup)
                 if pid == 0:
                     self._channel.close()
                     init.become(self.orders, theirs, listener, gates)
@@ -89,7 +90,7 @@ class Launcher:
                 namespaces.setns(self._birth.user, Clone.NEWUSER)
                 for kind, fd in self._birth.visit.items():
                     namespaces.setns(fd, KINDS[kind][0])
-                pid = process.fork(self._birth.flags | Clone.PARENT)
+                pid = process.fork(self._birth.flags | Clone.PARENT, cgroup=self._birth.cgroup)
                 if pid == 0:
                     self._channel.close()
                     init.become(self.orders, theirs, listener, gates)

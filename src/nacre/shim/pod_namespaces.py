@@ -103,14 +103,15 @@ def _write_sysctl(key: str, value: str) -> None:
 
 def _start_reaper(directory: str, cgroup: Cgroup, lifeline: int) -> int:
     cgroup.create()
-    gates = cgroup.gates()
-    pid = process.fork(Clone.NEWPID | Clone.NEWNS)
+    cradle = cgroup.cradle()
+    gates = cgroup.gates(born=cradle >= 0)
+    pid = process.fork(Clone.NEWPID | Clone.NEWNS, cgroup=cradle)
     if pid == 0:
         try:
             _reap(f"{directory}/ns", gates, lifeline)
         finally:
             os._exit(1)
-    for _, fd in gates:
+    for fd in (*(fd for _, fd in gates), *([cradle] if cradle >= 0 else [])):
         os.close(fd)
     try:
         _pin(directory, "pid", pid)
