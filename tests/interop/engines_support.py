@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,13 +176,13 @@ def traces(place: Path) -> list[str]:
 
 
 def _groups(place: Path) -> list[str]:
+    """Those with controllers: podman knows no other hierarchy, and leaves its pods' empty groups in it."""
     layout = cgroups.discover()
     made = []
     for hierarchy in layout.hierarchies:
         top = layout.directory(hierarchy, group(place))
-        made += (
-            [entry.path for entry in os.scandir(top) if entry.is_dir() and entry.name != "conmon"] if os.path.isdir(top) else []
-        )
+        if hierarchy.controllers and os.path.isdir(top):
+            made += [entry.path for entry in os.scandir(top) if entry.is_dir() and entry.name != "conmon"]
     return made
 
 
@@ -200,3 +200,6 @@ def sweep(place: Path) -> None:
         top = layout.directory(hierarchy, group(place))
         for path, _, _ in os.walk(top, topdown=False) if os.path.isdir(top) else ():
             os.rmdir(path)
+        with suppress(OSError):  # `kube play` takes no parent and uses podman's own: not ours while it holds anything
+            for path, _, _ in os.walk(layout.directory(hierarchy, "/libpod_parent"), topdown=False):
+                os.rmdir(path)

@@ -30,7 +30,8 @@ def up(podman: Engine) -> Iterator[str]:
 
 
 def test_a_container_runs_execs_and_ends_with_its_own_exit_code(podman: Engine) -> None:
-    assert podman.call("run", "--rm", "--network", "none", IMAGE, "sh", "-c", "exit 42").returncode == 42
+    words = ("run", "--rm", "--network", "none", "--cgroup-parent", group(podman.place), IMAGE)
+    assert podman.call(*words, "sh", "-c", "exit 42").returncode == 42
     podman.up("job", script="echo begun; trap 'exit 5' TERM; while :; do sleep 0.1; done")
     try:
         assert podman("inspect", "job", "--format", "{{.OCIRuntime}} {{.State.Status}}") == "nacre running"
@@ -188,7 +189,8 @@ def test_kube_play_brings_up_a_manifest_and_takes_it_down(podman: Engine, tmp_pa
 
 @pytest.mark.slow
 def test_the_runtime_named_on_the_command_line_is_used_and_its_words_reach_the_user(podman: Engine) -> None:
-    own = str(podman.place / "runtime")
-    assert podman("--runtime", own, "run", "--rm", "--network", "none", IMAGE, "echo", "so") == "so"
-    done = podman.call("--runtime", own, "run", "--rm", "--network", "none", IMAGE, "no-such-command")
+    words = ("--runtime", str(podman.place / "runtime"), "run", "--rm", "--network", "none")
+    words = (*words, "--cgroup-parent", group(podman.place), IMAGE)
+    assert podman(*words, "echo", "so") == "so"
+    done = podman.call(*words, "no-such-command")
     assert done.returncode == 127 and "no-such-command" in done.stderr and "executable file not found in $PATH" in done.stderr
