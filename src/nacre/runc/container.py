@@ -544,7 +544,9 @@ def _signal(record: Record, number: int) -> bool:
         raise Failure(what=f"signal container {record.id}", cause=str(error)) from error
 
 
-def delete(root: str, identifier: str, *, force: bool = False, warn: Warn | None = None) -> None:
+def delete(
+    root: str, identifier: str, *, force: bool = False, warn: Warn | None = None, layout: cgroups.Layout | None = None
+) -> None:
     """Remove what is left of an ended container; with `force` end it first, and a missing one is fine."""
     try:
         with store.locked(root, identifier):
@@ -564,7 +566,7 @@ def delete(root: str, identifier: str, *, force: bool = False, warn: Warn | None
                         remedy=f"kill it first, or delete --force {identifier}",
                     )
                 _end(record)
-            cgroup = cgroup_of(record)
+            cgroup = cgroup_of(record, layout=layout)
             if cgroup is not None and cgroup.exists():
                 if cgroup.pids():
                     cgroup.kill()

@@ -31,11 +31,12 @@ def execute(
     console_socket: str = "",
     ignore_paused: bool = False,
     sub_cgroup: str = "",
+    layout: cgroups.Layout | None = None,
 ) -> Launch:
     """Run the OCI `process` given as `tree` inside; returns once its program is executing. The caller reaps the pid.
 
     `stdio` and `tty` as in `create`. `sub_cgroup` is a path below the container's cgroup. Raises CommandNotFound and the like,
-    WrongStatus for a container that does not run.
+    WrongStatus for a container that does not run. `layout` spares who knows it a look at the mount table.
     """
     checked = oci_spec.check_process(tree)
     record = store.read(root, identifier)
@@ -56,7 +57,7 @@ def execute(
         ),
     )
     with ExitStack() as held:
-        launcher = _launch(record, checked, host, stdio, sub_cgroup, held)
+        launcher = _launch(record, checked, host, stdio, sub_cgroup, layout)
         held.callback(launcher.abandon)
         warnings = adjust_oom_score(launcher.pid, checked)
         child = launcher.wait()
@@ -73,13 +74,15 @@ def execute(
     return Launch(pid=child.pid, warnings=(*warnings, *child.warnings))
 
 
-def _launch(record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Stdio, sub_cgroup: str, held: ExitStack) -> Launcher:
+def _launch(
+    record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Stdio, sub_cgroup: str, layout: cgroups.Layout | None
+) -> Launcher:
     pidfd = process.pidfd_open(record.pid)
     with ExitStack() as opened:
         opened.callback(os.close, pidfd)
         if current_status(record) == Status.STOPPED:  # the number may have become another's before the pidfd was taken
             raise WrongStatus(what=f"execute in container {record.id}", cause="it has just ended")
-        cgroup = cgroup_of(record, sub_cgroup)
+        cgroup = cgroup_of(record, sub_cgroup, layout)
         if cgroup is not None and sub_cgroup:
             cgroup.create(limits=False)
         cradle, gates = _ways_in(cgroup, record, opened)

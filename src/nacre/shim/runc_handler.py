@@ -146,7 +146,7 @@ class RuncHandler:
     def _execute(self, container: str, process: dict[str, Any], stdio: Stdio) -> tuple[int, int | None]:
         """By the shim itself: a probe comes again and again, and each set-up child would pay for the same page faults."""
         with standing(stdio) as descriptors:
-            launch = runc.execute(self.root, container, process, stdio=descriptors, tty=stdio.tty)
+            launch = runc.execute(self.root, container, process, stdio=descriptors, tty=stdio.tty, layout=self._layout)
         return launch.pid, launch.console
 
     def kill_exec(self, container: str, exec_id: str, signal: int) -> None:
@@ -175,7 +175,7 @@ class RuncHandler:
             self._killed.discard(container)
 
     def _delete(self, container: str) -> None:
-        runc.delete(self.root, container, force=True)
+        runc.delete(self.root, container, force=True, layout=self._layout)
 
     def destroy_sandbox(self) -> None:
         if self._sandbox is None:
@@ -221,9 +221,9 @@ class RuncHandler:
 
 
 def mount_rootfs(target: str, rootfs: Rootfs) -> None:
-    """The container's overlay at `target`, on the host, where any OCI runtime finds it."""
+    """The container's overlay at `target`, on the host, where any OCI runtime finds it. A power cut ends the container and its layer too."""
     os.makedirs(target, exist_ok=True)
-    mount_overlay(target, rootfs.lower, rootfs.upper, rootfs.work)
+    mount_overlay(target, rootfs.lower, rootfs.upper, rootfs.work, volatile=True)
 
 
 def close(stdio: Stdio) -> None:
