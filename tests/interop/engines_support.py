@@ -176,12 +176,12 @@ def traces(place: Path) -> list[str]:
 
 
 def _groups(place: Path) -> list[str]:
-    """Those with controllers: podman knows no other hierarchy, and leaves its pods' empty groups in it."""
+    """On a hybrid host podman knows the v1 hierarchies alone, and leaves its pods' empty groups in the other one."""
     layout = cgroups.discover()
     made = []
     for hierarchy in layout.hierarchies:
         top = layout.directory(hierarchy, group(place))
-        if hierarchy.controllers and os.path.isdir(top):
+        if os.path.isdir(top) and not (layout.mode == "hybrid" and hierarchy.version == 2):
             made += [entry.path for entry in os.scandir(top) if entry.is_dir() and entry.name != "conmon"]
     return made
 
