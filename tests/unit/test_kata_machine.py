@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nacre.agent import protocol
@@ -133,7 +134,7 @@ def volumes(tmp_path: Path) -> tuple[Volumes, list[Any]]:
         asked.append(request)
         return protocol.Place(path=f"/run/nacre/volumes/{request.name}")
 
-    return Volumes(call, str(tmp_path / "sandbox"), "uid-1"), asked
+    return Volumes(call, asked.append, str(tmp_path / "sandbox"), "uid-1"), asked
 
 
 def mount(source: Path | str, target: str = "/t") -> dict[str, Any]:
@@ -202,16 +203,12 @@ def test_a_vm_shares_no_namespace_with_the_host() -> None:
     ],
 )
 def test_what_a_vm_is_not_given_is_refused_by_name(tmp_path: Path, linux: dict[str, Any], words: str) -> None:
-    import json
-
     (tmp_path / "config.json").write_text(json.dumps({"linux": linux}))
     with pytest.raises(Unsupported, match=words):
         documents.load(f"{tmp_path}/config.json", "create")
 
 
 def test_a_privileged_containers_devices_are_the_vms(tmp_path: Path) -> None:
-    import json
-
     linux = {
         "namespaces": [{"type": "pid"}],
         "devices": [{"path": "/dev/sda"}],
@@ -221,7 +218,19 @@ def test_a_privileged_containers_devices_are_the_vms(tmp_path: Path) -> None:
     assert "devices" not in documents.load(f"{tmp_path}/config.json", "create")["linux"]
 
 
-@given(st.binary(max_size=200))
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.recursive(
+            st.none() | st.integers(),
+            lambda one: (
+                st.lists(one) | st.dictionaries(st.sampled_from(["linux", "namespaces", "resources", "devices", "path"]), one)
+            ),
+        ).map(lambda one: json.dumps(one).encode()),
+    )
+)
+@example(b"0")
+@example(b"[]")
 def test_any_file_for_a_document_is_refused_in_words(data: bytes) -> None:
     import tempfile
 

@@ -28,8 +28,20 @@ class DriveBusy(Failure):
     """A root file system's device is still in use after everything that used it was ended."""
 
 
+_nodes: dict[str, str] = {}  # serial to device node, as they were found
+
+
 def find(serial: str) -> str:
-    """The device node of the drive with this serial. Raises NotFound naming those there are."""
+    """The device node of the drive with this serial, which is for good. Raises NotFound naming those there are."""
+    if serial not in _nodes:
+        _nodes.update(_look())
+    if serial not in _nodes:
+        raise NotFound(what=f"find drive {serial}", cause=f"the guest has {', '.join(sorted(_nodes)) or 'no drive'}")
+    return _nodes[serial]
+
+
+def _look() -> dict[str, str]:
+    """Every drive with a serial; a file read for each, so the throw-away container has it done before a pod comes."""
     seen = {}
     for name in sorted(os.listdir("/sys/block")):
         try:
@@ -37,9 +49,12 @@ def find(serial: str) -> str:
                 seen[file.read().strip("\0\n ")] = f"/dev/{name}"
         except FileNotFoundError:
             continue
-    if serial not in seen:
-        raise NotFound(what=f"find drive {serial}", cause=f"the guest has {', '.join(sorted(seen)) or 'no drive'}")
-    return seen[serial]
+    return seen
+
+
+def known() -> None:
+    """Have the drives that there are at hand from now on."""
+    _nodes.update(_look())
 
 
 def check(device: str, wanted: str) -> None:

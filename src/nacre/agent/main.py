@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import nacre
-from nacre.agent import boot, containers, machine, volumes, warm
+from nacre.agent import boot, containers, drives, machine, volumes, warm
 from nacre.agent import protocol as p
 from nacre.agent.frames import Channel, Message
 from nacre.agent.loop import Loop
@@ -208,6 +208,7 @@ class Agent:
 
     def _warm(self, _wanted: p.Warm) -> None:
         self._warming = self._serving
+        drives.known()
         self.containers.create(warm.request())
         self.containers.start(p.Start(container=warm.NAME))
 

@@ -11,6 +11,8 @@ from typing import Any
 from nacre.agent import protocol as p
 
 NAME = "nacre-warm"
+_BOUND = "/etc/machine-id"  # a file that is there, mounted as a pod's own files are
+_CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_KILL"]
 _LOADERS = ("/usr/lib64/ld-linux-x86-64.so.2", "/usr/lib/ld-linux-aarch64.so.1")
 
 
@@ -30,8 +32,9 @@ def request() -> p.Create:
             "env": ["PATH=/usr/bin"],
             "cwd": "/",
             "user": {"uid": 65534, "gid": 65534},
-            "capabilities": {kind: ["CAP_KILL"] for kind in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
             "noNewPrivileges": True,
+            "oomScoreAdj": 0,
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": guarded},
@@ -44,16 +47,22 @@ def request() -> p.Create:
             },
             {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": guarded},
             {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*guarded, "ro"]},
-            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*guarded, "ro"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*guarded, "relatime", "ro"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/nacre/shm", "options": ["rbind", "rprivate", "rw"]},
+            {"destination": _BOUND, "type": "bind", "source": _BOUND, "options": ["rbind", "rprivate", "rw"]},
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("mount", "pid", "cgroup")],
             "resources": {
                 "memory": {"limit": 64 << 20},
                 "cpu": {"shares": 512},
-                "devices": [{"allow": False, "access": "rwm"}],
+                "devices": [
+                    {"allow": False, "access": "rwm"},
+                    {"allow": True, "type": "c", "access": "m"},
+                    {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+                ],
             },
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware"],
+            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
         },
     }

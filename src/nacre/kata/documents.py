@@ -39,21 +39,39 @@ def load(path: str, what: str) -> dict[str, Any]:
             config = json.load(file)
     except (OSError, ValueError) as error:
         raise Invalid(what=what, cause=f"{path}: {error}") from error
-    linux = config.get("linux") or {}
-    if not any(one.get("type") == "pid" for one in linux.get("namespaces") or []):
+    linux = _member(config, "linux", dict, path)
+    if not any(one.get("type") == "pid" for one in _objects(linux, "namespaces", path)):
         raise Unsupported(what=what, cause="a virtual machine cannot share the host's processes (hostPID: true)", remedy=_REMEDY)
     if config.get("hooks"):
         raise Unsupported(what=what, cause="hooks of the host cannot run inside a virtual machine", remedy=_REMEDY)
-    rules = (linux.get("resources") or {}).get("devices") or []
+    rules = _objects(_member(linux, "resources", dict, path), "devices", path)
     privileged = any(one.get("allow") and not one.get("type") for one in rules)
-    if linux.get("devices") and not privileged:
-        named = linux["devices"][0].get("path")
+    devices = _objects(linux, "devices", path)
+    if devices and not privileged:
+        named = devices[0].get("path")
         raise Unsupported(
             what=what, cause=f"{named} is a device of the host, which a virtual machine is not given", remedy=_REMEDY
         )
     linux.pop("devices", None)  # a privileged pod's were listed on the host: what it may use is the VM's
     loaded: dict[str, Any] = config
     return loaded
+
+
+def _member(document: Any, name: str, kind: type, path: str) -> Any:
+    """What `document` calls `name`, of that kind; an empty one when it is left out. Raises Invalid."""
+    found = document.get(name) if isinstance(document, dict) else document
+    if found is None:
+        return kind()
+    if not isinstance(found, kind):
+        raise Invalid(what=f"read {path}", cause=f"{name} is no {'object' if kind is dict else 'list'}, or not in one")
+    return found
+
+
+def _objects(document: Any, name: str, path: str) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = _member(document, name, list, path)
+    if not all(isinstance(one, dict) for one in listed):
+        raise Invalid(what=f"read {path}", cause=f"{name} holds something else than objects")
+    return listed
 
 
 def group_path(sandbox: Sandbox) -> str:

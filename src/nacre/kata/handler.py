@@ -27,6 +27,7 @@ TEMPLATE = "kata-template"  # the zygote's name for the sealed template
 CREATE_S = 60.0
 GROW_S = 20
 FLUSH_S = 5.0
+EARLY_S = 30.0
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class KataHandler:
         self._containers: dict[str, _Container] = {}
         self._exits: list[protocol.Exit] = []
         self._wake = -1  # an eventfd: exits are told outside of whatever call heard of them
+        self._early: list[tuple[tuple[int, str, type | None], Any, int]] = []  # asked, its request, since when
         self._hot_bytes = 0
         self._growing: tuple[int, str, type | None] | None = None
         self.start_kind = ""  # how the VM came to be: "clone", or "cold start because …"
@@ -79,7 +81,7 @@ class KataHandler:
                 self._start(sandbox.settings, f"{sandbox.directory}/console.log")
             else:
                 self._move_to(group)
-            self._volumes = Volumes(self._call, sandbox.directory, sandbox.pod_uid)
+            self._volumes = Volumes(self._call, self._ahead, sandbox.directory, sandbox.pod_uid)
             self._drives = Drives(self.vm)
             self._furnish(sandbox)
         except BaseException:
@@ -164,7 +166,7 @@ class KataHandler:
             shm_bytes=sandbox.shm_bytes,
             shared_pid="pid" in sandbox.namespaces,
         )
-        self._calls(identity, settings)
+        self._ahead(identity, settings)  # while the host makes the pod's link
 
     def _grow(self, hot_bytes: int) -> None:
         """Begin to give the guest so much memory, and the CPUs of the pod; `_grown` waits for it."""
@@ -288,8 +290,19 @@ class KataHandler:
     def _call(self, parameters: Any, timeout_s: float = 30.0) -> Any:
         return self._calls(parameters, timeout_s=timeout_s)[0]
 
+    def _ahead(self, *requests: Any) -> None:
+        """Sent now, awaited by the next `_calls`, which raises what went wrong with them before it asks anything of its own."""
+        self._early += [(self.vm.ask(one), one, time.monotonic_ns()) for one in requests]
+
+    def _caught_up(self) -> None:
+        while self._early:
+            asked, request, began = self._early.pop(0)
+            self.vm.answer(asked, EARLY_S)
+            self._record("agent", type(request).__name__.lower(), documents.shown(request), time.monotonic_ns() - began)
+
     def _calls(self, *requests: Any, timeout_s: float = 30.0) -> list[Any]:
         """All are sent before the first answer is waited for; the guest takes them in order."""
+        self._caught_up()
         began = time.monotonic_ns()
         asked = [self.vm.ask(one) for one in requests]
         answers = []

@@ -20,6 +20,9 @@ TB_SIZE_MIB = 128  # a cache of translated code smaller than the working set is 
 AGENT_PORT = "nacre.agent"
 TEMPLATE_MAC = "02:6e:61:63:72:65"  # replaced in each guest by its pod's
 HOST_WORDS = "console=ttyS0 swiotlb=noforce"  # the latter: room beyond 4 GiB makes Linux set 64 MiB of bounce buffers aside, unused by virtio
+TCG_WORDS = (  # an emulated processor speculates on nothing, and pays for each guard of the kernel's; the wall is the VM, not these
+    "mitigations=off nosmap init_on_alloc=0 randomize_kstack_offset=off hardened_usercopy=off audit=0 lsm=capability"
+)
 CPU_MODELS = {"tcg": "max,la57=off", "kvm": "host,migratable=on"}
 
 
@@ -73,8 +76,13 @@ def cold_line(shape: Shape, wires: Wires, boot: Boot, *, shared: bool) -> list[s
     return [
         *common(shape, wires),
         *("-object", _ram(shape, wires, shared=shared)),
-        *("-kernel", boot.kernel, "-initrd", boot.initrd, "-append", f"{HOST_WORDS} {boot.cmdline}"),
+        *("-kernel", boot.kernel, "-initrd", boot.initrd, "-append", kernel_words(shape, boot.cmdline)),
     ]
+
+
+def kernel_words(shape: Shape, guest: str) -> str:
+    """The kernel's command line; `guest` is the appliance's part of it."""
+    return " ".join((HOST_WORDS, *((TCG_WORDS,) if shape.accelerator == "tcg" else ()), guest))
 
 
 def clone_line(shape: Shape, wires: Wires) -> list[str]:

@@ -72,7 +72,7 @@ def key(plan: Plan) -> str:
     facts = asdict(plan.shape) | {
         "guest": plan.guest,
         "words": machine.common(plan.shape, Wires.sample()),
-        "boot": f"{machine.HOST_WORDS} {plan.boot.cmdline}",
+        "boot": machine.kernel_words(plan.shape, plan.boot.cmdline),
         "format": FORMAT,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -29,7 +29,7 @@ from nacre.oci.errors import Failure, Unsupported
 MEANINGS = "nacre.dev/mounts"
 COPIED = frozenset({"configMap", "secret", "downwardAPI", "projected"})
 COPY_LIMIT = 5 << 20  # bytes of one volume: base64 makes them a third more, and a message holds 8 MiB
-SHM = "/run/nacre/shm"
+SHM, VOLUMES = "/run/nacre/shm", "/run/nacre/volumes"  # of the guest
 _PLUGINS = {
     "configmap": "configMap", "secret": "secret", "downward-api": "downwardAPI", "projected": "projected", "empty-dir": "emptyDir",
 }  # fmt: skip
@@ -80,10 +80,10 @@ def by_layout(source: str, pod_uid: str) -> Meaning:
 
 
 class Volumes:
-    """The pod's volumes inside its VM. `call` speaks to the agent."""
+    """The pod's volumes inside its VM. `call` speaks to the agent, `ahead` without awaiting the answer."""
 
-    def __init__(self, call: Callable[[Any], Any], directory: str, pod_uid: str) -> None:
-        self._call, self._directory, self._pod_uid = call, directory, pod_uid
+    def __init__(self, call: Callable[[Any], Any], ahead: Callable[[Any], None], directory: str, pod_uid: str) -> None:
+        self._call, self._ahead, self._directory, self._pod_uid = call, ahead, directory, pod_uid
         self._places: dict[str, str] = {}  # volume → path in the guest
         self._shown: dict[str, tuple[str, str]] = {}  # copied volume → host directory, generation last copied
         self._numbers: dict[str, int] = {}  # what has no name that the agent would take
@@ -134,7 +134,7 @@ class Volumes:
         if meaning.kind == "file" and meaning.name == "termination-log":
             volume = f"log-{container[:16]}"
             self._read_back[container] = (volume, "log", source)
-            return self._files(volume, [protocol.File(path="log", mode=0o666)]) + "/log"
+            return self._file(volume, protocol.File(path="log", mode=0o666))
         if meaning.kind == "file":
             return self._copied(source, f"file-{self._word(meaning.name)}", what)
         return self._of_the_vm(source, what)
@@ -148,7 +148,7 @@ class Volumes:
                 return self._places[name]
             return self._files(f"{name}-{self._number(source)}", tree(source, what))
         one = entry(source, "file", what, COPY_LIMIT)
-        return self._files(f"{name}-{self._number(source)}", [one]) + "/file"
+        return self._file(f"{name}-{self._number(source)}", one)
 
     def _empty(self, source: str, meaning: Meaning) -> str:
         name = f"empty-{self._word(meaning.name)}"
@@ -192,6 +192,11 @@ class Volumes:
 
     def _number(self, text: str) -> int:
         return self._numbers.setdefault(text, len(self._numbers) + 1)
+
+    def _file(self, name: str, file: protocol.File) -> str:
+        """A volume of one file, made anew for each container: nobody needs to know that it is there before the container is made."""
+        self._ahead(protocol.Files(name=name, files=[file]))
+        return f"{VOLUMES}/{name}/{file.path}"
 
     def _files(self, name: str, files: list[protocol.File], generation: str = "") -> str:
         place: str = self._call(protocol.Files(name=name, files=files, generation=generation)).path
