@@ -17,6 +17,7 @@ from nacre.kata.drives import BadImage, identity
 from nacre.kata.machine import MIB, Boot, Shape, Wires
 from nacre.kata.plan import Plan
 from nacre.kata.sizing import DEFAULT_BYTES, GRAIN, INCLUDED_BYTES, VmTooSmall
+from nacre.kata.vm import CpuRefused, check_room
 from nacre.kata.volumes import Meaning, Volumes, by_layout, meanings
 from nacre.oci.errors import Invalid, Unsupported
 from nacre.oci.handler import Sandbox
@@ -246,3 +247,10 @@ def test_a_root_that_is_no_erofs_is_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(8192))
     with open(path, "rb") as file, pytest.raises(BadImage, match="no erofs"):
         identity(file.fileno(), str(path), "create")
+
+
+def test_a_processor_is_refused_once_translated_code_has_filled_most_of_its_room() -> None:
+    said = "Translation buffer state:\ngen code size       {}/134217728\nTB count            1\n"
+    check_room(said.format(60 << 20))
+    with pytest.raises(CpuRefused, match="120 of 128 MiB"):
+        check_room(said.format(120 << 20))

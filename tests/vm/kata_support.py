@@ -33,7 +33,8 @@ def guest_into(prefix: Path) -> None:
 def enabled(prefix: Path, image: Path, settings: str = "[kata]\npool = 0\n") -> Cri:
     """Started, with the test image loaded."""
     guest_into(prefix)
-    service = Cri(prefix, settings=settings)
+    packages = f"{CACHE}/guest/var/lib/nacre/kata/cache"  # should the sources change meanwhile
+    service = Cri(prefix, settings=settings, environment={"NACRE_PACKAGES": packages})
     service.start().load(image)
     return service
 

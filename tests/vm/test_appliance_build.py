@@ -112,3 +112,37 @@ def test_a_damaged_package_is_named_with_the_way_out(
         appliance.build(offline, print)
     assert caught.value.remedy == f"rm {broken}"
     assert appliance.current(offline) is None
+
+
+def test_a_guest_of_another_nacre_is_noticed_and_built_anew_once(site: Path, offline: config.Config, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(site, other)
+    with (other / "nacre/agent/loop.py").open("a") as file:
+        file.write("OTHER = 1\n")
+    done = build_from(other, offline.prefix)
+    assert done.returncode == 0, done.stderr
+    stale = appliance.current(offline)
+    said: list[str] = []
+    appliance.refresh(offline, said.append)
+    fresh = appliance.current(offline)
+    assert stale and fresh and stale.version == done.stdout.split()[-1] != fresh.version
+    assert "the guest was built of other files than are installed now: it is built anew" in said
+    said.clear()
+    appliance.refresh(offline, said.append)
+    assert not said, "it is this nacre's now"
+
+
+def test_a_guest_that_cannot_be_built_anew_goes_on_and_that_is_said(
+    site: Path, offline: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(site, other)
+    (other / "nacre/runc/hooks.py").write_text((other / "nacre/runc/hooks.py").read_text() + "OTHER = 1\n")
+    assert build_from(other, offline.prefix).returncode == 0
+    shutil.rmtree(f"{offline.data}/kata/cache", ignore_errors=True)
+    monkeypatch.setenv("NACRE_PACKAGES", str(tmp_path / "none"))
+    stale = appliance.current(offline)
+    said: list[str] = []
+    appliance.refresh(offline, said.append)
+    assert appliance.current(offline) == stale
+    assert "could not be built anew" in said[-1] and "nacre enable kata" in said[-1]

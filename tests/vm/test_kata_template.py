@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_a_pod_takes_the_machine_that_waits_and_a_broken_template_is_made_anew(p
         assert pod.id in Path(f"/proc/{member}/cgroup").read_text(), "it is charged to its pod from now on"
         assert pod.run("echo warm") == "warm\n"
         support.until(lambda: len(qemus(pooled.prefix)) == 2, 60)
+    support.until(lambda: pooled.log().count(READY) == 2, 60)
+    (member,) = qemus(pooled.prefix)
+    (template,) = templates(pooled)
+    shutil.copy(template, f"{template}.copy")  # as `nacre enable kata` in another process makes a new one
+    os.rename(f"{template}.copy", template)
+    with pooled.pod(handler="kata") as pod:
+        assert pod.run("echo new") == "new\n"
+        assert member not in qemus(pooled.prefix), "no pod gets a clone of a template that was replaced"
     pooled.end()
     assert qemus(pooled.prefix) == [], "pool members go with the daemon"
 

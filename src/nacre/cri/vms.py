@@ -60,6 +60,9 @@ class Vms:
     async def take(self) -> str:
         """The id of a sandbox whose shim has a warm VM, else a fresh id; the template is there then. Raises why there can be no VM."""
         self._later(REFILL_S)
+        if self._replaced():
+            self._template = None
+            await self._prepared()
         while self._members:
             member = self._members.pop(0)
             if await self._lives(member):
@@ -82,6 +85,17 @@ class Vms:
         if self._preparing is None or self._preparing.done():
             self._preparing = asyncio.get_running_loop().create_task(self._prepare())
         await asyncio.shield(self._preparing)
+
+    def _replaced(self) -> bool:
+        """Somebody else, such as `nacre enable kata`, has made another template than the one the zygote has."""
+        if self._template is None:
+            return False
+        path, inode, modified = self._template
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return True
+        return (found.st_ino, found.st_mtime_ns) != (inode, modified)
 
     def _has_plan(self) -> bool:
         return os.path.exists(f"{self._pods.config.data}/kata/plan.json")

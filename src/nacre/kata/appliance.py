@@ -28,7 +28,7 @@ from nacre.linux.libc import owned
 from nacre.oci.errors import Failure
 
 Progress = Callable[[str], None]
-FORMAT = 1  # raised when what this module writes changes
+FORMAT = 2  # raised when what this module writes changes
 SHARED_CACHE = "/var/lib/nacre/kata/cache"  # of the node without a prefix: others read it
 
 
@@ -40,6 +40,7 @@ class Appliance:
     directory: str
     kernel_release: str
     python: str
+    sources: str = ""  # hash of nacre's own files in it
     cmdline: str  # what the guest needs; the host may append console and the like *before* " -- "
 
     @property
@@ -65,6 +66,8 @@ def build(config: Config, progress: Progress) -> Appliance:
         there = current(config)
         if there is not None and there.version == version:
             return there
+        if there is not None:
+            progress("the guest was built of other files than are installed now: it is built anew")
         progress(f"unpacking {os.path.basename(package)}")
         kernel = appliance_kernel.unpack(package)
         draft = f"{base}/building-{os.getpid()}"
@@ -89,6 +92,31 @@ def current(config: Config) -> Appliance | None:
     return Appliance(**document | {"directory": f"{base}/{version}"})
 
 
+def refresh(config: Config, progress: Progress) -> None:
+    """Build it anew when it holds another nacre than this one; where that fails, it is said, and the guest there is goes on."""
+    there = current(config)
+    if there is None or there.sources == _sources():
+        return
+    try:
+        build(config, progress)
+    except Failure as failure:
+        progress(
+            f"the guest is another nacre's, and could not be built anew ({failure}): it goes on; nacre enable kata tries again"
+        )
+
+
+def _sources() -> str:
+    """What nacre puts into the guest, by a hash that is quickly made."""
+    whole = hashlib.sha256()
+    top = appliance_files.source_directory()
+    for package in ("agent", "linux", "oci", "runc"):
+        for name in sorted(os.listdir(f"{top}/nacre/{package}")):
+            if name.endswith(".py"):
+                with open(f"{top}/nacre/{package}/{name}", "rb") as file:
+                    whole.update(f"{package}/{name} ".encode() + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:16]
+
+
 def _other_caches() -> tuple[str, ...]:
     named = os.environ.get("NACRE_PACKAGES", "")
     return (*([named] if named else []), SHARED_CACHE)
@@ -111,7 +139,9 @@ def _sweep(base: str) -> None:
 
 def _version(package: str, python: appliance_files.Interpreter) -> str:
     """A hash of every input: the kernel's package by name, all else by its bytes."""
-    whole = hashlib.sha256(f"{FORMAT} {os.path.basename(package)} {appliance_kernel.MODULES} {cmdline(python)}".encode())
+    whole = hashlib.sha256(
+        f"{FORMAT} {_sources()} {os.path.basename(package)} {appliance_kernel.MODULES} {cmdline(python)}".encode()
+    )
     inputs = {path: path for path in (python.path, *python.shared)} | python.modules
     for name, path in inputs.items():  # a module by its name: where nacre is installed makes no difference
         with open(path, "rb") as file:
@@ -133,7 +163,12 @@ def _write(draft: str, version: str, kernel: appliance_kernel.Kernel, python: ap
         appliance_files.write(archive, python, kernel.modules)
         archive.close()
     made = Appliance(
-        version=version, directory=draft, kernel_release=kernel.release, python=python.version, cmdline=cmdline(python)
+        version=version,
+        directory=draft,
+        kernel_release=kernel.release,
+        python=python.version,
+        sources=_sources(),
+        cmdline=cmdline(python),
     )
     with open(f"{draft}/appliance.json", "w", encoding="utf-8") as text:
         json.dump(asdict(made), text)

@@ -64,8 +64,9 @@ def ensure(config: Any, progress: Progress) -> str | None:
 
     Raises Failure: of the plan, of the guest that would not boot, of the disk.
     """
-    from nacre.kata import accelerator, planning  # here: shims load this module too, and never build
+    from nacre.kata import accelerator, appliance, planning  # here: shims load this module too, and never build
 
+    appliance.refresh(config, progress)
     plan = planning.make(config, accelerator.probe(config).name)
     if not config.kata.template:
         return None

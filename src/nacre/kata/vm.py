@@ -7,6 +7,7 @@ why, once, with the evidence; calls under way raise the same failure.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ BOOT_S = 90.0  # a cold boot takes 3 to 8 s under emulation, on a busy machine s
 CLONE_S = 30.0
 WARM_S = 60.0
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}  # RAM that lies in a shared file is not part of the stream
+CODE_SHARE = 0.75
 _PANIC = "Kernel panic"
 
 
@@ -40,6 +42,10 @@ class GuestPanic(Failure):
 
 class GuestGone(Failure):
     """The guest switched itself off."""
+
+
+class CpuRefused(Failure):
+    """A processor cannot be plugged into this machine any more."""
 
 
 @dataclass(slots=True)
@@ -63,6 +69,17 @@ def _opened(path: str) -> int:
     except OSError as error:
         cause = f"open {path}: {error.strerror}"
         raise NotFound(what="boot the guest", cause=cause, remedy="nacre enable kata") from error
+
+
+def check_room(jit: str) -> None:
+    """QEMU (7.2) aborts when a processor is plugged in whose translated code finds no room; `jit` is its `info jit`."""
+    found = re.search(r"gen code size\s+(\d+)/(\d+)", jit)
+    if found and int(found[1]) > int(found[2]) * CODE_SHARE:
+        raise CpuRefused(
+            what="plug a processor in",
+            cause=f"{int(found[1]) >> 20} of {int(found[2]) >> 20} MiB of the emulator's translated code are taken; QEMU would abort",
+            remedy="give the pod its CPU limit when it is made: a new machine has room",
+        )
 
 
 class Vm:
@@ -172,10 +189,13 @@ class Vm:
         self.qmp.execute("qom-set", {"path": "/machine/peripheral/memory", "property": "requested-size", "value": hot_bytes})
 
     def add_cpus(self, count: int) -> None:
-        """Plug CPUs until there are `count`."""
+        """Plug CPUs until there are `count`. Raises CpuRefused in an emulated machine that has run for long."""
         slots = self.qmp.execute("query-hotpluggable-cpus")
         free = sorted((one for one in slots if "qom-path" not in one), key=lambda one: int(one["props"]["socket-id"]))
-        for one in free[: max(0, count - (len(slots) - len(free)))]:
+        missing = free[: max(0, count - (len(slots) - len(free)))]
+        if missing and self.shape.accelerator == "tcg":
+            check_room(str(self.qmp.execute("x-query-jit")["human-readable-text"]))
+        for one in missing:
             props = one["props"]
             self.qmp.execute("device_add", {"driver": one["type"], "id": f"cpu{props['socket-id']}"} | props)
 
