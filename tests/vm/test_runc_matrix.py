@@ -30,7 +30,9 @@ def proven(outcome: Outcome, *lines: str) -> None:
         assert line in outcome.output, outcome.output
 
 
-@pytest.mark.parametrize("layout", ["v2", "v1", pytest.param("hybrid", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "layout", [pytest.param("v2", marks=pytest.mark.slow), "v1", pytest.param("hybrid", marks=pytest.mark.slow)]
+)
 def test_limits_are_set_and_felt_on_cgroup_layout(layout: str, tmp_path: Path) -> None:
     proven(run(f"python {PROBE}", layout, [], tmp_path, timeout_s=240), f"LAYOUT {layout} cgroupfs", *PROVEN)
 
