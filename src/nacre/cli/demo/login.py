@@ -25,6 +25,7 @@ from nacre.wire.kube import Object
 
 LOOK_LIMIT_S = 120.0
 HEAD = 1 << 20  # bytes of a device that are compared
+BLANK = hashlib.sha256(bytes(HEAD)).hexdigest()  # nothing to recognise: an empty slot, a new disk
 OPTIONS = (
     "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=20 "
     "-o PasswordAuthentication=no -o IdentitiesOnly=yes -F none"
@@ -33,7 +34,7 @@ LOOK = """echo "user $(id -un) on $(hostname)"
 echo "kernel $(uname -r)"
 mkdir -p /tmp/mine && mount -t tmpfs mine /tmp/mine && echo "mounted $(grep ' /tmp/mine ' /proc/mounts | cut -d ' ' -f 1-3)" && umount /tmp/mine
 echo "processes $(ls -d /proc/[0-9]* | wc -l)"
-grep -slF WORD /proc/[0-9]*/cmdline /proc/[0-9]*/environ | grep -v "/$$/" | sed 's/^/found /'
+echo WORD | grep -slF -f /dev/stdin /proc/[0-9]*/cmdline /proc/[0-9]*/environ | sed 's/^/found /'
 echo "boot $(cat /proc/sys/kernel/random/boot_id)"
 cd /sys/class/block && for d in *; do
   [ -e /dev/$d ] || mknod /tmp/node-$d b $(tr : ' ' < $d/dev) 2>/dev/null
@@ -116,13 +117,17 @@ def _marked_process() -> Iterator[str]:
         process.wait()
 
 
+def look_for(word: str) -> str:
+    """The script that looks round. The word is split in it, and comes to grep by a pipe, so that neither finds itself."""
+    half = len(word) // 2
+    return LOOK.replace("WORD", f'"{word[:half]}""{word[half:]}"')
+
+
 def _login(stage: Stage, pod: Object, key: str, word: str) -> Seen:
-    """Log in as root and look round; shows what was seen. The word is split in the script so that the shell does not find itself."""
+    """Log in as root and look round; shows what was seen."""
     target = f"root@{address(pod)}"
     output.say(f"$ ssh -i {os.path.basename(key)} {target}", "bold")
-    half = len(word) // 2
-    script = LOOK.replace("WORD", f'"{word[:half]}""{word[half:]}"')
-    words = ["ssh", "-i", key, *shlex.split(OPTIONS), target, script]
+    words = ["ssh", "-i", key, *shlex.split(OPTIONS), target, look_for(word)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=LOOK_LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -134,8 +139,12 @@ def _login(stage: Stage, pod: Object, key: str, word: str) -> Seen:
             what=f"ssh {target}", cause=f"exit code {done.returncode}", evidence=tuple((done.stdout + done.stderr).splitlines())
         )
     lines = tuple(done.stdout.splitlines())
+    blank = [line for line in lines if line.endswith(BLANK)]
     for line in lines:
-        output.say(f"  {line}")
+        if line not in blank:
+            output.say(f"  {line}")
+    if blank:
+        output.say(f"  and {len(blank)} blank ones: slots for further images")
     disks = dict(line.split()[1:4:2] for line in lines if line.startswith("disk ") and len(line.split()) == 4)
     boot = next((line.split()[1] for line in lines if line.startswith("boot ")), "")
     return Seen(lines=lines, found=tuple(line for line in lines if line.startswith("found ")), disks=disks, boot=boot)
@@ -150,9 +159,11 @@ def host_disks() -> dict[str, str]:
                 if file.read().strip() == "0":
                     continue
             with open(f"/dev/{name}", "rb") as device:
-                disks[name] = hashlib.sha256(device.read(HEAD)).hexdigest()
+                digest = hashlib.sha256(device.read(HEAD)).hexdigest()
         except OSError:
             continue  # no node for it, or nothing in the drive
+        if digest != BLANK:
+            disks[name] = digest
     return disks
 
 
