@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -32,7 +33,8 @@ def test_a_missing_image_is_named_and_leaves_nothing(service: Cri) -> None:
 def test_a_command_that_cannot_run_is_a_start_error_with_its_name(service: Cri, command: str, words: str) -> None:
     with service.pod() as pod:
         made = pod.create(command)
-        (Path(f"/proc/{child_of(service, pod.id)}/root/etc/group")).chmod(0o644)
+        init = json.loads((service.prefix / "run/nacre/runc" / made / "state.json").read_text())["pid"]
+        (Path(f"/proc/{init}/root/etc/group")).chmod(0o644)
         _code, failure = refused(lambda: service.runtime.StartContainer(cri.StartContainerRequest(container_id=made)))
         assert words in failure.sentence()
         status = service.status(made)
@@ -136,11 +138,6 @@ def test_a_request_too_long_for_a_shim_is_refused_and_the_shim_lives(service: Cr
         code, failure = refused(lambda: service.exec(made, "echo", "x" * 200_000))
         assert code == grpc.StatusCode.INVALID_ARGUMENT and "over the limit" in failure.cause
         assert service.exec(made, "true").exit_code == 0
-
-
-def child_of(service: Cri, sandbox: str) -> int:
-    shim = service.shim(sandbox)
-    return int(Path(f"/proc/{shim}/task/{shim}/children").read_text().split()[0])
 
 
 def _fill(path: Path) -> None:

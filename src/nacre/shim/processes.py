@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from nacre.linux.libc import owned
+from nacre.linux.process import pidfd_open
 from nacre.oci.errors import Failure, decode, encode, from_exception
 from nacre.shim import messages
+
+Answer = tuple[dict[str, Any], list[int]]
+Work = Callable[[], Answer]
+_STAY_MS = 10_000  # between the making of a container and its start
 
 
 def exit_code(status: int) -> int:
@@ -22,35 +29,75 @@ class ChildDied(Failure):
     """A set-up child ended without a word."""
 
 
-def in_child(what: str, work: Callable[[], tuple[dict[str, Any], list[int]]]) -> tuple[dict[str, Any], list[int]]:
+def in_child(what: str, work: Work) -> Answer:
     """Run `work` in a forked child: its memory goes with it, its own children become ours.
 
     Answers what it answers; the descriptors are new here and the caller's. Raises the Failure that it raised, ChildDied if it
     was killed.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _child(what, work, theirs)
-    theirs.close()
-    with ours:
-        answer, descriptors = messages.receive(ours)
-    _pid, status = os.waitpid(pid, 0)
-    if answer is None:
-        raise ChildDied(what=what, cause=f"the set-up process ended with code {exit_code(status)} before it answered")
-    if "failure" in answer:
-        messages.close(descriptors)
-        raise decode(answer["failure"])
-    return answer["result"], descriptors
+    child = Child(what, work)
+    answer = child.hear(what)
+    child.end()
+    return answer
 
 
-def _child(what: str, work: Callable[[], tuple[dict[str, Any], list[int]]], answers: socket.socket) -> None:
+class Child:
+    """A forked child with something to do now and, if `then` is given, another thing when it is asked for.
+
+    To be asked it stays until the process ends whose "pid" its first answer named, at most some seconds. Its own children become ours
+    when it has ended. What it copied of our memory for the first thing, which is most of its cost, serves the second too.
+    """
+
+    def __init__(self, what: str, work: Work, then: Work | None = None) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._socket.close()
+            _child(what, work, then, theirs)
+        theirs.close()
+
+    def hear(self, what: str) -> Answer:
+        """What it answers. Raises the Failure that it raised, ChildDied; then it has ended."""
+        answer, descriptors = messages.receive(self._socket)
+        if answer is None:
+            raise ChildDied(what=what, cause=f"the set-up process ended with code {self.end()} before it answered")
+        if "failure" in answer:
+            messages.close(descriptors)
+            self.end()
+            raise decode(answer["failure"])
+        return answer["result"], descriptors
+
+    def go_on(self, what: str) -> bool:
+        """Ask for the second thing and wait until it is done; False when the child has left before it did it."""
+        try:
+            self._socket.sendall(b".")
+            self.hear(what)
+        except ChildDied:
+            return False
+        except OSError:
+            self.end()
+            return False
+        self.end()
+        return True
+
+    def end(self) -> int:
+        """Hang up and wait for its end; answers its exit code, 0 when the event loop has reaped it before us."""
+        self._socket.close()
+        try:
+            return exit_code(os.waitpid(self._pid, 0)[1])
+        except ChildProcessError:
+            return 0
+
+
+def _child(what: str, work: Work, then: Work | None, answers: socket.socket) -> None:
     """Never returns: an exception of ours must not unwind into the parent's frames."""
     try:
         gc.disable()
         result, descriptors = work()
         messages.send(answers, {"result": result}, descriptors)
+        messages.close(descriptors)
+        if then is not None and _asked(answers, result["pid"]):
+            messages.send(answers, {"result": then()[0]})
         os._exit(0)
     except BaseException as error:
         try:
@@ -58,3 +105,13 @@ def _child(what: str, work: Callable[[], tuple[dict[str, Any], list[int]]], answ
         except BaseException as second:  # the socket itself: all that is left is the log
             print(f"{what}: {error!r}, and then {second!r}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def _asked(answers: socket.socket, pid: int) -> bool:
+    """Whether the parent speaks before it hangs up, `pid` ends or we have waited long enough."""
+    poll = select.poll()
+    with owned(pidfd_open(pid)) as pidfd:
+        for fd in (answers.fileno(), pidfd):
+            poll.register(fd, select.POLLIN)
+        ready = [fd for fd, _events in poll.poll(_STAY_MS)]
+    return answers.fileno() in ready and bool(answers.recv(1))

@@ -1,7 +1,7 @@
 """The pod as namespaced containers on this host: `nacre.runc` behind the shim's joint. Made by a shim as `RuncHandler(host)`.
 
-What is done once and reads large documents (making and starting a container) runs in a set-up child that exits, so that the shim stays
-small; what may come often or at the very end (commands, signals, counters, deletion) is the shim's own work, which is quicker.
+What is done once and reads large documents (making and starting a container) runs in a set-up child that exits, one for both, so that the
+shim stays small; what may come often or at the very end (commands, signals, counters, deletion) is the shim's own work, which is quicker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nacre.oci import state as records
 from nacre.oci.errors import Failure, Unsupported, encode
 from nacre.oci.handler import Exit, Host, Rootfs, Sandbox, Stdio
 from nacre.shim import pod_namespaces
-from nacre.shim.processes import exit_code, in_child
+from nacre.shim.processes import Child, exit_code, in_child
 
 
 @cache
@@ -47,6 +47,7 @@ class RuncHandler:
         self._layout = host_layout()
         self._pids: dict[tuple[str, str], int] = {}  # (container, exec id) → host pid, until it is reaped
         self._groups: dict[str, Cgroup] = {}  # of every container that was not deleted
+        self._makers: dict[str, Child] = {}  # of containers that were not started yet
         self._killed: set[str] = set()  # containers whose end by SIGKILL is our doing
         self._reaper = 0
         self._lifeline = -1
@@ -101,10 +102,13 @@ class RuncHandler:
                 mounts.umount2(f"{bundle}/rootfs", UnmountFlag.DETACH)
                 raise
 
+        what = f"create container {container[:12]}"
         try:
-            answer, descriptors = in_child(f"create container {container[:12]}", work)
+            maker = Child(what, work, lambda: done(runc.start, self.root, container))
         finally:
             close(stdio)
+        answer, descriptors = maker.hear(what)
+        self._makers[container] = maker
         self._groups[container] = Cgroup(self._layout, answer["cgroup"])
         self._own(container, "", int(answer["pid"]))
         return descriptors[0] if descriptors else None
@@ -125,10 +129,14 @@ class RuncHandler:
         return {"pid": launch.pid, "cgroup": group}, [] if launch.console is None else [launch.console]
 
     def start(self, container: str) -> int:
-        in_child(f"start container {container[:12]}", lambda: done(runc.start, self.root, container))
+        what = f"start container {container[:12]}"
+        maker = self._makers.pop(container, None)
+        if maker is None or not maker.go_on(what):
+            in_child(what, lambda: done(runc.start, self.root, container))
         return self._pids.get((container, ""), 0)
 
     def kill(self, container: str, signal: int, *, everyone: bool = False) -> None:
+        self._dismiss_maker(container)
         if signal == signals.SIGKILL:
             self._killed.add(container)
         if everyone and container in self._groups:
@@ -167,6 +175,7 @@ class RuncHandler:
         return dict(group.stats())
 
     def delete(self, container: str) -> None:
+        self._dismiss_maker(container)
         self._killed.add(container)
         self._delete(container)
         pod_namespaces.unmount(f"{self.sandbox.directory}/containers/{container}/rootfs")
@@ -190,6 +199,11 @@ class RuncHandler:
         pod_namespaces.unmake(self._sandbox.directory)
 
     # within
+
+    def _dismiss_maker(self, container: str) -> None:
+        """A container that will not be started: who made it must not stay, as the init is its child until then."""
+        if maker := self._makers.pop(container, None):
+            maker.end()
 
     def _sandbox_group(self) -> Cgroup:
         """Of the shared PID namespace's init, beside the containers': on v2 the pod's own group holds no processes."""
