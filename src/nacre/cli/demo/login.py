@@ -66,12 +66,11 @@ def show(stage: Stage, *, compare: bool) -> None:
     output.say(f"  Ready after {output.seconds(ready_s)}")
     with _marked_process() as word:
         seen = _login(stage, pod, key, word)
-        hosts = host_disks()
+        hosts, closed = host_disks()
         _require_apart(seen, hosts)
+        compared = f"{len(hosts)} compared" + (f", {', '.join(closed)} cannot be opened even on the host" if closed else "")
         output.say(
-            f"  root inside met no process of the host, and none of its {len(hosts)} block devices"
-            f" ({len(seen.disks)} of its own), and another boot of another kernel.",
-            "ok",
+            f"  root inside met no process of the host, none of its disks ({compared}), another boot of another kernel.", "ok"
         )
         if compare:
             heading("The same pod without the virtual machine (runc), read-only")
@@ -150,9 +149,9 @@ def _login(stage: Stage, pod: Object, key: str, word: str) -> Seen:
     return Seen(lines=lines, found=tuple(line for line in lines if line.startswith("found ")), disks=disks, boot=boot)
 
 
-def host_disks() -> dict[str, str]:
-    """The host's block devices that hold something: name → hash of the first MiB."""
-    disks = {}
+def host_disks() -> tuple[dict[str, str], list[str]]:
+    """The host's block devices that hold something: (name → hash of the first MiB, names of those that could not be opened)."""
+    disks, closed = {}, []
     for name in sorted(os.listdir("/sys/class/block")):
         try:
             with open(f"/sys/class/block/{name}/size") as file:
@@ -161,10 +160,11 @@ def host_disks() -> dict[str, str]:
             with open(f"/dev/{name}", "rb") as device:
                 digest = hashlib.sha256(device.read(HEAD)).hexdigest()
         except OSError:
-            continue  # no node for it, or nothing in the drive
+            closed.append(name)
+            continue
         if digest != BLANK:
             disks[name] = digest
-    return disks
+    return disks, closed
 
 
 def _require_apart(seen: Seen, hosts: dict[str, str]) -> None:
