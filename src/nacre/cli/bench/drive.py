@@ -130,13 +130,18 @@ def syncs_per_pod(engine: Engine, pods: int) -> float | None:
 
 
 def memory_per_pod(engine: Engine, pods: int) -> float:
-    """Private KiB that one idle pod adds to all of the engine's processes."""
-    before = account.private_kib(engine)
-    held = [Pod(engine) for _number in range(pods)]
+    """Private KiB that one further idle pod adds to all of the engine's processes.
+
+    The first is not counted: nacre's zygote has all of its memory to itself until it has forked a shim, and none of it afterwards.
+    """
+    held = [Pod(engine) for _number in range(pods + 1)]
     try:
-        for pod in held:
-            pod.up()
+        held[0].up()
         pause(2.0)  # what a start leaves in flight has settled
+        before = account.private_kib(engine)
+        for pod in held[1:]:
+            pod.up()
+        pause(2.0)
         return (account.private_kib(engine) - before) / pods
     finally:
         for pod in held:
