@@ -22,7 +22,7 @@ CHAIN = {
     "api": ("kubectl → api", "kubelet", "Kubernetes API: the Pod as the kubelet read it"),
     "kubelet": ("kubelet", "kubelet", "what the kubelet decided"),
     "cri": ("kubelet", "cri", "Container Runtime Interface v1 (gRPC)"),
-    "oci": ("cri", "runc", "OCI runtime specification: config.json"),
+    "oci": ("cri", "shim", "OCI runtime specification: the config.json its handler runs"),
     "vm": ("kata", "QEMU", "the virtual machine: command line and QMP"),
     "agent": ("kata", "agent", "calls to the agent inside the virtual machine"),
     "failure": ("", "", "what failed"),
