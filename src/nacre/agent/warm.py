@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from nacre.agent import boot
 from nacre.agent import protocol as p
 
 NAME = "nacre-warm"
-_BOUND = "/etc/machine-id"  # a file that is there, mounted as a pod's own files are
+_BOUND = f"{boot.MODULES}/order"  # a file that every guest has, mounted as a pod's own files are
 _CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_KILL"]
 _LOADERS = ("/usr/lib64/ld-linux-x86-64.so.2", "/usr/lib/ld-linux-aarch64.so.1")
 
