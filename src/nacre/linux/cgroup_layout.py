@@ -6,10 +6,13 @@ A process has one path *per hierarchy*; one path for all is the mistake behind h
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
 
 from nacre.oci.errors import Failure
+from nacre.oci.values import Value
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 KNOWN = (
     "cpu",
@@ -35,8 +38,7 @@ class CgroupMissing(Failure):
     """A controller that is needed is nowhere mounted; the cause names it and where it was looked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hierarchy:
+class Hierarchy(Value):
     """One mounted cgroup file system."""
 
     mount: str  # absolute
@@ -46,8 +48,7 @@ class Hierarchy:
     own: str = "/"  # this process's cgroup, below `mount`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class Layout(Value):
     """All hierarchies of the host. `root` goes before every cgroup path (tests keep to a corner of their own)."""
 
     hierarchies: tuple[Hierarchy, ...]

@@ -7,15 +7,14 @@ disagree about theirs: the first is made by us also under the systemd driver, th
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from nacre.oci.errors import Invalid, Unsupported
+from nacre.oci.values import Value
 
 SYSTEMD = "/run/systemd/system"  # a directory exactly where systemd is the init (sd_booted(3))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(Value):
     """`path` is absolute. `unit` and `slice` name the scope that systemd makes for it; both empty where we make directories."""
 
     path: str

@@ -6,16 +6,17 @@ that the caller finds its hierarchy; `optional` ones are for kernel files that c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from nacre.oci.errors import Invalid, Unsupported
+from nacre.oci.values import Value
 
-Resources = dict[str, Any]
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
+
+Resources = dict[str, "Any"]
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Value, kw_only=False):
     """`value` into one of `files` (the first that exists) of the cgroup's directory in the controller's hierarchy."""
 
     controller: str
@@ -24,8 +25,7 @@ class Write:
     optional: bool = False  # a kernel without the file honours it as well as it can: by doing nothing
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRule:
+class DeviceRule(Value, kw_only=False):
     """One line of the device list, in the order that decides; -1 is any number."""
 
     allow: bool

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, ClassVar
 
 EVIDENCE_LINES = 20
 _registry: dict[str, type[Failure]] = {}
 
 
-@dataclass(eq=False, kw_only=True)
 class Failure(Exception):
     """What a user meets; the same text in the runtime's log, the CRI status and the Kubernetes event.
 
     Subclasses set `code`, which is their name on the wire; a class whose code is taken cannot be defined.
     """
 
-    what: str  # the act and its object, "start container web/0"; no function names
-    cause: str  # call, object, errno; or the key and value of a setting
-    evidence: tuple[str, ...] = ()  # oldest first, at most EVIDENCE_LINES: guest console, OOM record
-    remedy: str = ""  # one command or one edit; empty when none is known
     code: ClassVar[str] = "Failure"  # stable: reason of the event, key on the wire
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -29,8 +26,12 @@ class Failure(Exception):
             raise TypeError(f"failure code {cls.code} is defined twice")
         _registry[cls.code] = cls
 
-    def __post_init__(self) -> None:
-        self.evidence = tuple(self.evidence)[-EVIDENCE_LINES:]
+    def __init__(self, *, what: str, cause: str, evidence: Iterable[str] = (), remedy: str = "") -> None:
+        super().__init__()
+        self.what = what  # the act and its object, "start container web/0"; no function names
+        self.cause = cause  # call, object, errno; or the key and value of a setting
+        self.evidence = tuple(evidence)[-EVIDENCE_LINES:]  # oldest first: guest console, OOM record
+        self.remedy = remedy  # one command or one edit; empty when none is known
 
     def __str__(self) -> str:
         return f"{self.what}: {self.cause}"

@@ -14,13 +14,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
 
 from nacre.oci.errors import AlreadyExists, Failure, NotFound, WrongStatus
+from nacre.oci.values import Value
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 FORMAT = 1
 
@@ -44,8 +47,7 @@ _NEXT: dict[Status, frozenset[Status]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(Value):
     """One container, as state.json holds it."""
 
     id: str
@@ -65,8 +67,8 @@ class Record:
     user_namespace: bool = False
     oci_version: str = ""
     created_ns: int = 0  # Unix time
-    annotations: dict[str, str] = field(default_factory=dict)
-    hooks: dict[str, Any] = field(default_factory=dict)  # poststart and poststop
+    annotations: dict[str, str] = {}
+    hooks: dict[str, Any] = {}  # poststart and poststop
     seccomp: str = ""  # file with the compiled filter, for `execute`
     seccomp_flags: int = 0
     apparmor: str = ""
@@ -82,14 +84,14 @@ def advance(record: Record, to: Status, **facts: Any) -> Record:
     """The only way a status changes. The caller holds the container's lock; on return the new record is in its file."""
     if to not in _NEXT[record.status]:
         raise WrongStatus(what=f"move container {record.id} to {to}", cause=f"it is {record.status}")
-    record = replace(record, status=to, **facts)
+    record = record.but(status=to, **facts)
     save(record)
     return record
 
 
 def save(record: Record) -> None:
     """Write state.json whole."""
-    document = {one.name: getattr(record, one.name) for one in fields(record)} | {"format": FORMAT}
+    document = vars(record) | {"format": FORMAT}
     path = os.path.join(record.directory, "state.json")
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -110,7 +112,7 @@ def read(root: str, identifier: str) -> Record:
         document = json.loads(os.read(fd, 16 << 20))
         if document["format"] != FORMAT:
             raise Failure(what=f"read {path}", cause=f"it has format {document['format']}, this nacre knows {FORMAT}")
-        facts = {one.name: _typed(one.name, str(one.type), document[one.name]) for one in fields(Record) if one.name in document}
+        facts = {name: _typed(name, kind, document[name]) for name, kind in Record.__annotations__.items() if name in document}
         return Record(**facts | {"status": Status(facts["status"]), "root": root})
     except (ValueError, KeyError, TypeError) as error:
         raise Failure(

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import Any
 
 from nacre.linux import capabilities, cgroup_names, cgroups, process, seccomp
@@ -24,6 +23,7 @@ from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus
 from nacre.oci.state import Record, Status, advance
+from nacre.oci.values import Value
 from nacre.runc import borrowed, hooks, id_maps, init, plan
 from nacre.runc.failures import InitDied
 from nacre.runc.launch import Birth, Launcher, hear_execution, namespace_flags
@@ -34,8 +34,7 @@ _LATE_BELOW = 8 << 20  # a memory limit smaller than what the set-up itself may 
 _DIE_WAIT_MS = 10_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class Launch(Value):
     """A process that was brought to life. `pid` is the host's; `console` the terminal's master, owned by the caller."""
 
     pid: int
@@ -87,7 +86,7 @@ def create(
             host = _host(
                 record, spec, cgroup, tty=terminal, pivot=not no_pivot, keyring=not no_new_keyring, preserve=preserve_fds
             )
-            host = replace(host, seek_program=seek_program)
+            host = host.but(seek_program=seek_program)
             mapped = undo.enter_context(ExitStack())
             orders = _orders(record, spec, host, stdio, mapped)
             _make_cgroup(cgroup, spec, undo)
@@ -98,7 +97,7 @@ def create(
             if child.console is not None and console_socket:
                 send_console(console_socket, child.console)
                 os.close(child.console)
-                child = replace(child, console=None)
+                child = child.but(console=None)
         undo.pop_all()
     return child
 
@@ -126,7 +125,7 @@ def _launch(
         listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         listener.bind(f"/proc/self/fd/{directory}/start.sock")  # by descriptor: a path may be longer than sun_path
         listener.listen(1)
-        launcher = Launcher(orders, replace(_birth(spec, held), cgroup=cradle), gates=gates, listener=listener)
+        launcher = Launcher(orders, _birth(spec, held).but(cgroup=cradle), gates=gates, listener=listener)
     undo.callback(launcher.abandon)
     warnings = adjust_oom_score(launcher.pid, spec["process"])
 
@@ -203,11 +202,11 @@ def _first_record(
 def _with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> Record:
     profile = spec.get("linux", {}).get("seccomp")
     if seccomp_bpf:
-        return replace(record, seccomp=seccomp_bpf, seccomp_flags=seccomp.flags_of(profile or {}))
+        return record.but(seccomp=seccomp_bpf, seccomp_flags=seccomp.flags_of(profile or {}))
     if not profile:
         return record
     path = seccomp.compiled(profile, os.path.join(record.root, ".seccomp"))
-    return replace(record, seccomp=path, seccomp_flags=seccomp.flags_of(profile))
+    return record.but(seccomp=path, seccomp_flags=seccomp.flags_of(profile))
 
 
 def cgroup_of(record: Record, below: str = "", layout: cgroups.Layout | None = None) -> cgroups.Cgroup | None:
@@ -256,9 +255,9 @@ def _host(
 def _orders(record: Record, spec: Mapping[str, Any], host: plan.Host, stdio: Stdio, mapped: ExitStack) -> init.Orders:
     """`mapped` holds descriptors that the child needs."""
     state = _oci_state(record, Status.CREATED)
-    host = replace(host, trees=id_maps.open_trees(spec, record.bundle, mapped))
+    host = host.but(trees=id_maps.open_trees(spec, record.bundle, mapped))
     if record.mount_namespace:
-        host = replace(host, mount_namespace=borrowed.open_joined(record.mount_namespace))
+        host = host.but(mount_namespace=borrowed.open_joined(record.mount_namespace))
         mapped.callback(os.close, host.mount_namespace)
     _, new = plan.namespaces_of(spec)
     due = spec.get("hooks", {})

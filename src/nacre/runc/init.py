@@ -16,11 +16,11 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nacre.linux import process
 from nacre.oci.errors import Failure, encode
+from nacre.oci.values import Value
 from nacre.runc.failures import StepFailed, step_failed
 from nacre.runc.process_steps import EnterProcessRoot, JoinProcess
 from nacre.runc.steps import BindMount, Context, Step
@@ -29,8 +29,7 @@ NAME = "nacre:init"  # until execve gives another: tells a container that was ne
 _BUSY = 250  # exit status of a child that could not say what happened
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Orders:
+class Orders(Value):
     """What the child does, decided before the fork."""
 
     maps: bool  # a user namespace is new: wait for its id maps first
@@ -65,7 +64,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
         process.set_name(NAME)
         _reset_signals()
         os.umask(0)
-        context = Context(channel=channel.fileno(), gates=list(gates))
+        context = Context(channel=channel.fileno(), gates=gates)
         _close_others(
             {channel.fileno(), *_numbers(orders), *(fd for _, fd in gates), *((listener.fileno(),) if listener else ())}
         )

@@ -12,23 +12,22 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 from nacre.linux import namespaces, process
 from nacre.linux.libc import SyscallError, owned
 from nacre.linux.namespaces import KINDS, Clone
 from nacre.oci.errors import Failure, decode
+from nacre.oci.values import Value
 from nacre.runc import init
 from nacre.runc.failures import InitDied, step_failed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Birth:
+class Birth(Value):
     """Where the child is born."""
 
     flags: int = 0  # new namespaces
-    visit: Mapping[str, int] = field(default_factory=dict)  # existing ones, kind to descriptor, joined around the fork
+    visit: Mapping[str, int] = {}  # existing ones, kind to descriptor, joined around the fork
     user: int = -1  # an existing user namespace, joined by an intermediate that ends at once
     uid_map: str = ""  # lines for /proc/PID/uid_map of a new user namespace
     gid_map: str = ""
@@ -36,13 +35,13 @@ class Birth:
     cgroup: int = -1  # a v2 cgroup directory (`Cgroup.cradle`)
 
 
-@dataclass(slots=True)
 class Child:
     """A process that has been set up and waits, or has been executed."""
 
-    pid: int
-    console: int | None = None
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.console: int | None = None
+        self.warnings: list[str] = []
 
 
 class Launcher:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from nacre.linux.mounts import MountAttr, MountFlag
+from nacre.oci.values import Value
 
 _NO_FLAGS, _NO_ATTRIBUTES = MountFlag(0), MountAttr(0)
 
@@ -65,8 +65,7 @@ _TIMES: dict[str, MountAttr] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Value):
     """A mount's options, sorted by which call takes them."""
 
     flags: MountFlag = _NO_FLAGS  # mount(2), for file systems

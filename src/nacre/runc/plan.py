@@ -9,12 +9,12 @@ import os
 import resource
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nacre.linux.mounts import MountFlag
 from nacre.linux.namespaces import KINDS
 from nacre.oci.errors import Invalid, Unsupported
+from nacre.oci.values import Value
 from nacre.runc import process_steps as ps
 from nacre.runc import steps as fs
 from nacre.runc.mount_options import Options
@@ -50,8 +50,7 @@ _SCHED_FLAGS = {
 PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Host(Value):
     """What the plan needs to know of the host."""
 
     bundle: str
@@ -67,7 +66,7 @@ class Host:
     new_keyring: bool = True
     preserve: int = 0
     personality: str = ""
-    trees: Mapping[str, int] = field(default_factory=dict)  # destination to a detached id-mapped mount (`id_maps`)
+    trees: Mapping[str, int] = {}  # destination to a detached id-mapped mount (`id_maps`)
     seek_program: bool = False  # refuse a container whose program is nowhere
     borrowed: bool = False  # the mount namespace is not the container's own
     mount_namespace: int = -1  # to join
@@ -226,7 +225,7 @@ def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
     kind, source = mount.get("type", ""), mount.get("source", "")
     if options.bind or kind in ("bind", "rbind"):
         if not options.bind:
-            options = replace(options, bind=True, recursive=kind == "rbind")
+            options = options.but(bind=True, recursive=kind == "rbind")
         if not source:
             raise Invalid(what="read config.json", cause=f"the bind mount on {destination} has no source")
         path = os.path.normpath(os.path.join(host.bundle, source))
@@ -242,7 +241,7 @@ def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
 
 
 def _writable(options: Options) -> Options:
-    return replace(options, flags=options.flags & ~MountFlag.RDONLY)
+    return options.but(flags=options.flags & ~MountFlag.RDONLY)
 
 
 def _devices(devices: Sequence[Tree], *, user_namespace: bool) -> list[fs.Step]:

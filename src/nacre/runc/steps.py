@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from nacre.linux import cgroup_layout, mounts, paths
@@ -26,18 +26,18 @@ _NO_LINKS = frozenset({"proc", "sysfs"})
 PLAIN = Resolve.BENEATH | Resolve.NO_SYMLINKS
 
 
-@dataclass(slots=True, kw_only=True)
 class Context:
     """What the steps share in one child: descriptors, and what has to be told."""
 
-    root: int = -1  # the container's root, O_PATH; from BindRoot on
-    console: int = -1  # the pseudo-terminal's master, handed to the parent
-    terminal: int = -1  # its slave
-    home: str = ""  # the user's, from the container's passwd
-    channel: int = -1  # to the parent
-    host_pid: int = 0
-    gates: list[tuple[str, int]] = field(default_factory=list)  # (directory, descriptor) of the cgroups to enter
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self, channel: int = -1, gates: Sequence[tuple[str, int]] = ()) -> None:
+        self.channel = channel  # to the parent
+        self.gates = list(gates)  # (directory, descriptor) of the cgroups to enter
+        self.root = -1  # the container's root, O_PATH; from BindRoot on
+        self.console = -1  # the pseudo-terminal's master, handed to the parent
+        self.terminal = -1  # its slave
+        self.home = ""  # the user's, from the container's passwd
+        self.host_pid = 0
+        self.warnings: list[str] = []
 
 
 class Step(Protocol):
