@@ -135,3 +135,18 @@ def test_the_zygote_loads_neither_openssl_nor_what_it_forks_for_every_pod_in_vai
         "grpc",
         "msgspec",
     }
+
+
+def test_a_short_command_of_the_runtime_loads_little() -> None:
+    loaded = loaded_by("import nacre.runtimes, nacre.runc.main, nacre.runc.life")
+    assert not loaded & {"dataclasses", "inspect", "typing", "ctypes", "socket", "argparse", "importlib.metadata"}
+
+
+def test_what_is_forked_for_containers_has_the_whole_runtime_loaded() -> None:
+    code = (
+        "import sys; sys.dont_write_bytecode = True; from nacre import runc; runc.load(); before = set(sys.modules)\n"
+        "import nacre.runc.hooks, nacre.runc.borrowed, nacre.linux.cgroups, nacre.oci.spec, socket, signal\n"
+        "print(*set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

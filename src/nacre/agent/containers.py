@@ -23,6 +23,8 @@ from nacre.agent.relay import Relay, resize
 from nacre.linux import cgroups
 from nacre.oci.errors import AlreadyExists, Failure, NotFound, Unsupported
 
+runc.load()  # here, once: children forked for a container must find every module in memory
+
 BUNDLES = f"{boot.RUN}/containers"
 RUNC = f"{boot.RUN}/runc"
 POD = "/pod"  # cgroup of all containers

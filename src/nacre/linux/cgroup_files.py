@@ -8,7 +8,7 @@ import select
 
 from nacre.linux.cgroup_layout import Hierarchy
 from nacre.linux.cgroup_values import Write
-from nacre.linux.process import pidfd_open
+from nacre.linux.pids import pidfd_open
 from nacre.oci.errors import Failure
 
 UNLIMITED = 1 << 60  # no host has it: v1 writes "no limit" as a number beyond

@@ -17,7 +17,7 @@ from nacre.linux import cgroup_files as files
 from nacre.linux import cgroup_values, device_bpf
 from nacre.linux.cgroup_files import CgroupBusy, LimitRefused
 from nacre.linux.cgroup_layout import CgroupMissing, Hierarchy, Layout, discover, missing
-from nacre.linux.libc import owned
+from nacre.linux.pids import owned
 from nacre.oci.errors import Failure
 
 __all__ = ["Cgroup", "CgroupBusy", "CgroupMissing", "Hierarchy", "Layout", "LimitRefused", "discover", "missing"]

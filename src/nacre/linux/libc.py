@@ -10,10 +10,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 from typing import Any
+
+from nacre.linux.pids import owned
 
 __all__ = ["AT_EMPTY_PATH", "AT_FDCWD", "AT_RECURSIVE", "SyscallError", "bind", "machine", "number", "owned", "syscall"]
 
@@ -126,15 +127,6 @@ def syscall(call: str, *args: Any, path: str | None = None, blocking: bool = Fal
     if result == -1:
         raise SyscallError(call, ctypes.get_errno(), path)
     return result
-
-
-@contextmanager
-def owned(fd: int) -> Iterator[int]:
-    """The descriptor `fd`, closed at the end of the block."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def little_endian() -> bool:

@@ -12,6 +12,9 @@ from enum import IntEnum
 
 from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind, syscall
 from nacre.linux.namespaces import Clone
+from nacre.linux.pids import pidfd_open as pidfd_open
+from nacre.linux.pids import pidfd_send_signal as pidfd_send_signal
+from nacre.linux.pids import status as status
 
 
 class Prctl(IntEnum):
@@ -63,14 +66,6 @@ def set_no_new_privileges() -> None:
 def set_name(name: str) -> None:
     """The thread's name, 15 bytes; execve sets a new one."""
     _prctl_name(Prctl.SET_NAME, name.encode()[:15], 0, 0, 0)
-
-
-def pidfd_open(pid: int) -> int:
-    return syscall("pidfd_open", pid, 0, path=str(pid))
-
-
-def pidfd_send_signal(pidfd: int, number: int) -> None:
-    syscall("pidfd_send_signal", pidfd, number, None, 0)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, *, cloexec: bool = False) -> None:
@@ -167,23 +162,6 @@ class Execution:
 
 def _array(words: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
     return (ctypes.c_char_p * (len(words) + 1))(*(os.fsencode(word) for word in words), None)
-
-
-def status(pid: int) -> tuple[str, str, int] | None:
-    """(name, state letter, start time in clock ticks) of a process; None when there is none. proc(5), /proc/PID/stat."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(fd, 4096)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESRCH):
-            return None
-        raise
-    opening, closing = text.index(b"("), text.rindex(b")")
-    fields = text[closing + 2 :].split()
-    return text[opening + 1 : closing].decode("latin-1"), fields[0].decode(), int(fields[19])
 
 
 def raise_loopback() -> None:

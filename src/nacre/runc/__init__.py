@@ -5,25 +5,31 @@ Called by the shim's set-up child, by the guest agent (the same code as PID 1's 
 cgroups, from `create` to `delete`; bundle, root filesystem and reaping of the processes are the caller's.
 
 How a container comes to be: `plan` turns config.json into frozen steps, `launch` forks a child into its namespaces, `init` runs the
-steps there and waits at a gate (`steps`: file systems, `process_steps`: the process), `container` keeps the books.
+steps there and waits at a gate (`steps`: file systems, `process_steps`: the process), `container` keeps the books. From then on
+`life` acts on it.
+
+The names below are loaded when first used: the command line needs few of them. Whoever forks calls `load` before.
 """
 
-from nacre.runc.container import (
-    Launch,
-    create,
-    delete,
-    kill,
-    list_states,
-    oom_kills,
-    pause,
-    processes,
-    resume,
-    start,
-    state,
-    stats,
-    update,
-)
-from nacre.runc.execute import execute
+from __future__ import annotations
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from nacre.runc.container import Launch, create
+    from nacre.runc.joining import execute
+    from nacre.runc.life import (
+        delete,
+        kill,
+        list_states,
+        oom_kills,
+        pause,
+        processes,
+        resume,
+        start,
+        state,
+        stats,
+        update,
+    )
 
 __all__ = [
     "Launch",
@@ -32,6 +38,7 @@ __all__ = [
     "execute",
     "kill",
     "list_states",
+    "load",
     "oom_kills",
     "pause",
     "processes",
@@ -41,3 +48,29 @@ __all__ = [
     "stats",
     "update",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"nacre.runc has no {name}")
+    if name in ("Launch", "create"):
+        from nacre.runc import container
+
+        found: object = getattr(container, name)
+    elif name == "execute":
+        from nacre.runc import joining
+
+        found = joining.execute
+    else:
+        from nacre.runc import life
+
+        found = getattr(life, name)
+    globals()[name] = found
+    return found
+
+
+def load() -> None:
+    """All of it, now: a child that is forked for each container shall find everything there."""
+    for name in __all__:
+        if name not in globals():
+            __getattr__(name)

@@ -1,4 +1,4 @@
-"""A container's life on this host: create, start, kill, delete, and looking at it (runtime.md "Lifecycle"). `execute` has its own module.
+"""How a container comes to be on this host (runtime.md "Lifecycle" 1 to 5). What comes after is `life`'s; `joining` has a further process.
 
 The state directory is `oci.state`'s; cgroups are `linux.cgroups`'. Beside them a container is nothing but processes and what the
 kernel keeps for them. The creating process may end at once: its child, the container's init, then belongs to the nearest subreaper.
@@ -7,13 +7,10 @@ kernel keeps for them. The creating process may end at once: its child, the cont
 from __future__ import annotations
 
 import array
-import errno
 import os
-import select
-import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,17 +18,16 @@ from nacre.linux import capabilities, cgroup_names, cgroups, process, seccomp
 from nacre.linux.libc import owned
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
-from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus
+from nacre.oci.errors import Failure, Invalid
 from nacre.oci.state import Record, Status, advance
 from nacre.oci.values import Value
 from nacre.runc import borrowed, hooks, id_maps, init, plan
 from nacre.runc.failures import InitDied
-from nacre.runc.launch import Birth, Launcher, hear_execution, namespace_flags
+from nacre.runc.launch import Birth, Launcher, namespace_flags
+from nacre.runc.life import cgroup_of, explain_death, oci_state, remove_directory
 
 Stdio = Sequence[int | None]
-Warn = Callable[[str], None]
 _LATE_BELOW = 8 << 20  # a memory limit smaller than what the set-up itself may touch once it is inside
-_DIE_WAIT_MS = 10_000
 
 
 class Launch(Value):
@@ -75,7 +71,7 @@ def create(
     terminal = tty or spec["process"].get("terminal", False)
     with ExitStack() as undo:
         lock = store.reserve(root, identifier)
-        undo.callback(_remove_directory, root, identifier)
+        undo.callback(remove_directory, root, identifier)
         with owned(lock):
             record = _first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
             store.save(record)
@@ -130,14 +126,14 @@ def _launch(
     warnings = adjust_oom_score(launcher.pid, spec["process"])
 
     def run_runtime_hooks() -> None:
-        document = _oci_state(record, Status.CREATED) | {"pid": launcher.pid}  # "Lifecycle" 3: step 2, the environment, is done
+        document = oci_state(record, Status.CREATED) | {"pid": launcher.pid}  # "Lifecycle" 3: step 2, the environment, is done
         for point in ("prestart", "createRuntime"):
             hooks.run_all(spec["hooks"], point, document)
 
     try:
         child = launcher.wait(run_runtime_hooks)
     except InitDied as failure:
-        raise _explain_death(failure, cgroup) from failure
+        raise explain_death(failure, cgroup) from failure
     if child.console is not None:
         undo.callback(os.close, child.console)
     found = process.status(launcher.pid)
@@ -209,18 +205,6 @@ def _with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> R
     return record.but(seccomp=path, seccomp_flags=seccomp.flags_of(profile))
 
 
-def cgroup_of(record: Record, below: str = "", layout: cgroups.Layout | None = None) -> cgroups.Cgroup | None:
-    """The container's cgroup, or the one `below` it; None on a host without cgroups."""
-    if not record.cgroup:
-        return None
-    if record.unit and not below:
-        from nacre.linux import cgroup_systemd  # only where systemd's driver is used: 2 ms of a command
-
-        place = cgroup_names.Place(path=record.cgroup, unit=record.unit, slice=record.slice)
-        return cgroup_systemd.ScopeCgroup(layout or cgroups.discover(), place)
-    return cgroups.Cgroup(layout or cgroups.discover(), os.path.join(record.cgroup, os.path.normpath("/" + below).lstrip("/")))
-
-
 def _host(
     record: Record,
     spec: Mapping[str, Any],
@@ -254,7 +238,7 @@ def _host(
 
 def _orders(record: Record, spec: Mapping[str, Any], host: plan.Host, stdio: Stdio, mapped: ExitStack) -> init.Orders:
     """`mapped` holds descriptors that the child needs."""
-    state = _oci_state(record, Status.CREATED)
+    state = oci_state(record, Status.CREATED)
     host = host.but(trees=id_maps.open_trees(spec, record.bundle, mapped))
     if record.mount_namespace:
         host = host.but(mount_namespace=borrowed.open_joined(record.mount_namespace))
@@ -313,17 +297,6 @@ def adjust_oom_score(pid: int, tree: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _explain_death(failure: InitDied, cgroup: cgroups.Cgroup | None) -> InitDied:
-    if cgroup is None or not cgroup.oom_kills():
-        return failure
-    limit = cgroup.stats()["memory_limit_bytes"]
-    return InitDied(
-        what=failure.what,
-        cause=f"{failure.cause}: out of memory in cgroup {cgroup.path}, whose limit is {limit} bytes",
-        remedy="raise the memory limit; nacre's set-up itself needs about 1 MiB",
-    )
-
-
 def send_console(path: str, console: int) -> None:
     """The master to who listens at `path` (runc's --console-socket): one message with the descriptor beside it."""
     try:
@@ -333,271 +306,3 @@ def send_console(path: str, console: int) -> None:
             sender.sendmsg([b"/dev/ptmx"], rights)
     except OSError as error:
         raise Failure(what=f"hand the terminal to {path}", cause=f"{error.strerror or error} (errno {error.errno})") from error
-
-
-def _remove_directory(root: str, identifier: str) -> None:
-    directory = os.path.join(root, identifier)
-    for name in ("state.json", "state.json.new", "process.json", "start.sock"):
-        try:
-            os.unlink(f"{directory}/{name}")
-        except FileNotFoundError:
-            continue
-    try:
-        os.rmdir(directory)
-    except FileNotFoundError:
-        pass
-
-
-# -- starting
-
-
-def start(root: str, identifier: str, warn: Warn | None = None) -> None:
-    """Let the container's process execute its program; returns when it has, or raises why it could not (CommandNotFound …)."""
-    with store.locked(root, identifier) as directory:
-        record = store.read(root, identifier)
-        status = current_status(record)
-        if status != Status.CREATED:
-            raise WrongStatus(what=f"start container {identifier}", cause=f"it is {status}")
-        warnings: list[str] = []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
-            try:
-                gate.connect(f"/proc/self/fd/{directory}/start.sock")
-                gate.sendall(b".")
-                hear_execution(gate, warnings)
-            except OSError as error:
-                raise InitDied(
-                    what=f"start container {identifier}", cause=f"its init (pid {record.pid}) does not answer: {error.strerror}"
-                ) from error
-        _check_executed(record)
-        os.unlink("start.sock", dir_fd=directory)
-        record = advance(record, Status.RUNNING)
-    document = _oci_state(record, Status.RUNNING)
-    tell = warn or (lambda words: None)
-    for words in warnings:
-        tell(words)
-    hooks.run_leniently(record.hooks, "poststart", document, tell)
-
-
-def _check_executed(record: Record) -> None:
-    """The gate closed without a word: either execve did it, or the process is dead and still has its old name."""
-    found = process.status(record.pid)
-    if found is None or found[2] != record.start_time or found[0] != init.NAME:
-        return
-    failure = InitDied(
-        what=f"start container {record.id}",
-        cause=f"its init (pid {record.pid}) was killed before it could execute the program",
-        remedy="its seccomp profile may forbid execve, or somebody killed it",
-    )
-    raise _explain_death(failure, cgroup_of(record))
-
-
-# -- looking
-
-
-def current_status(record: Record) -> Status:
-    """What the container is now: the record, corrected by what its process has done since."""
-    if record.status == Status.CREATING:
-        return Status.CREATING if process.status(record.creator) else Status.STOPPED
-    found = process.status(record.pid)
-    if found is None or found[2] != record.start_time or found[1] in "ZX":
-        return Status.STOPPED
-    if record.status == Status.CREATED and found[0] != init.NAME:
-        return Status.RUNNING  # the starter was killed between the release and the record
-    return record.status
-
-
-def _oci_state(record: Record, status: Status) -> dict[str, Any]:
-    """runtime.md "State"."""
-    return {
-        "ociVersion": record.oci_version or oci_spec.VERSION,
-        "id": record.id,
-        "status": str(status),
-        "pid": 0 if status == Status.STOPPED else record.pid,
-        "bundle": record.bundle,
-        "annotations": record.annotations,
-    }
-
-
-def state(root: str, identifier: str) -> dict[str, Any]:
-    """The container's OCI state, and `rootfs` and `created` (RFC 3339) as runc adds them. Cheap: two small files."""
-    return describe(store.read(root, identifier))
-
-
-def describe(record: Record) -> dict[str, Any]:
-    whole, rest = divmod(record.created_ns, 1_000_000_000)
-    created = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{rest:09d}Z"
-    return _oci_state(record, current_status(record)) | {"rootfs": record.rootfs, "created": created, "owner": "root"}
-
-
-def list_states(root: str) -> list[dict[str, Any]]:
-    """The state of every container below `root`; one that vanishes meanwhile, or has no record yet, is left out."""
-    states = []
-    for identifier in store.identifiers(root):
-        try:
-            states.append(state(root, identifier))
-        except NotFound:
-            continue
-    return states
-
-
-def processes(root: str, identifier: str) -> list[int]:
-    """Every process of the container, host pids."""
-    record = store.read(root, identifier)
-    cgroup = cgroup_of(record)
-    found = [] if cgroup is None else cgroup.pids()
-    alive = current_status(record) != Status.STOPPED
-    return sorted({*found, record.pid}) if alive else found
-
-
-def stats(root: str, identifier: str) -> dict[str, int]:
-    """`linux.cgroups.Cgroup.stats` of the container; empty on a host without cgroups."""
-    cgroup = cgroup_of(store.read(root, identifier))
-    return {} if cgroup is None else cgroup.stats()
-
-
-def oom_kills(root: str, identifier: str) -> int:
-    cgroup = cgroup_of(store.read(root, identifier))
-    return 0 if cgroup is None else cgroup.oom_kills()
-
-
-# -- acting on it
-
-
-def update(root: str, identifier: str, resources: Mapping[str, Any]) -> None:
-    """Change limits (OCI linux.resources); what is not named stays."""
-    checked = oci_spec.check_resources(resources)
-    with store.locked(root, identifier):
-        cgroup = cgroup_of(_living(root, identifier, "update"))
-        if cgroup is None:
-            raise cgroups.missing("any", f"update container {identifier}", cgroups.discover().looked)
-        cgroup.apply(checked)
-
-
-def pause(root: str, identifier: str) -> None:
-    """Freeze every process."""
-    with store.locked(root, identifier):
-        record = _living(root, identifier, "pause")
-        if record.status != Status.RUNNING:
-            raise WrongStatus(what=f"pause container {identifier}", cause=f"it is {record.status}")
-        cgroup = cgroup_of(record)
-        if cgroup is None:
-            raise cgroups.missing("freezer", f"pause container {identifier}", cgroups.discover().looked)
-        cgroup.freeze()
-        advance(record, Status.PAUSED)
-
-
-def resume(root: str, identifier: str) -> None:
-    with store.locked(root, identifier):
-        record = _living(root, identifier, "resume")
-        if record.status != Status.PAUSED:
-            raise WrongStatus(what=f"resume container {identifier}", cause=f"it is {record.status}")
-        cgroup = cgroup_of(record)
-        if cgroup is not None:
-            cgroup.thaw()
-        advance(record, Status.RUNNING)
-
-
-def _living(root: str, identifier: str, act: str) -> Record:
-    record = store.read(root, identifier)
-    status = current_status(record)
-    if status in (Status.CREATING, Status.STOPPED):
-        raise WrongStatus(what=f"{act} container {identifier}", cause=f"it is {status}")
-    if status != record.status:
-        record = advance(record, status)
-    return record
-
-
-def kill(root: str, identifier: str, number: int, *, everyone: bool = False) -> None:
-    """Send signal `number` to the container's init, or to every process of it. Raises WrongStatus when it has ended (runtime.md "Kill")."""
-    record = store.read(root, identifier)
-    status = current_status(record)
-    if everyone:
-        cgroup = cgroup_of(record)
-        if cgroup is not None and (status != Status.STOPPED or cgroup.pids()):
-            cgroup.kill(number)
-    if status in (Status.CREATING, Status.STOPPED):
-        if everyone:
-            return
-        raise WrongStatus(what=f"signal container {identifier}", cause=f"container not running: it is {status}")
-    if everyone and cgroup is not None and number == signal.SIGKILL and status != Status.CREATED:
-        return
-    _signal(record, number)
-    if status == Status.PAUSED and number == signal.SIGKILL:
-        cgroup = cgroup_of(record)
-        if cgroup is not None:
-            cgroup.thaw()  # a frozen process dies only once it runs
-
-
-def _signal(record: Record, number: int) -> bool:
-    """By pidfd, after making sure that it is still the same process; False when it is not there any more."""
-    try:
-        with owned(process.pidfd_open(record.pid)) as pidfd:
-            found = process.status(record.pid)
-            if found is None or found[2] != record.start_time:
-                return False
-            process.pidfd_send_signal(pidfd, number)
-            return True
-    except OSError as error:
-        if error.errno == errno.ESRCH:
-            return False
-        raise Failure(what=f"signal container {record.id}", cause=str(error)) from error
-
-
-def delete(
-    root: str, identifier: str, *, force: bool = False, warn: Warn | None = None, layout: cgroups.Layout | None = None
-) -> None:
-    """Remove what is left of an ended container; with `force` end it first, and a missing one is fine."""
-    try:
-        with store.locked(root, identifier):
-            try:
-                record = store.read(root, identifier)
-            except Failure:
-                if not force:
-                    raise
-                _remove_directory(root, identifier)  # a create that was killed before its first record
-                return
-            status = current_status(record)
-            if status != Status.STOPPED:
-                if not force:
-                    raise WrongStatus(
-                        what=f"delete container {identifier}",
-                        cause=f"it is {status}",
-                        remedy=f"kill it first, or delete --force {identifier}",
-                    )
-                _end(record)
-            cgroup = cgroup_of(record, layout=layout)
-            if cgroup is not None and cgroup.exists():
-                if cgroup.pids():
-                    cgroup.kill()
-                cgroup.remove()
-            borrowed.clear(record)
-            hooks.run_leniently(record.hooks, "poststop", _oci_state(record, Status.STOPPED), warn or (lambda words: None))
-            _remove_directory(root, identifier)
-    except NotFound:
-        if not force:
-            raise
-
-
-def _end(record: Record) -> None:
-    """Kill init and wait until it is dead (reaping is the parent's)."""
-    if not record.pid:
-        return
-    try:
-        pidfd = process.pidfd_open(record.pid)
-    except OSError:
-        return
-    with owned(pidfd):
-        if not _signal(record, signal.SIGKILL):
-            return
-        cgroup = cgroup_of(record)
-        if cgroup is not None and record.status == Status.PAUSED:
-            cgroup.kill()
-            cgroup.thaw()
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_DIE_WAIT_MS):
-            raise Failure(
-                what=f"kill container {record.id}",
-                cause=f"its init (pid {record.pid}) did not die within {_DIE_WAIT_MS // 1000} s: it hangs in the kernel",
-                remedy=f"look at /proc/{record.pid}/stack",
-            )

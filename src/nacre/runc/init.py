@@ -22,10 +22,10 @@ from nacre.linux import process
 from nacre.oci.errors import Failure, encode
 from nacre.oci.values import Value
 from nacre.runc.failures import StepFailed, step_failed
+from nacre.runc.life import INIT_NAME
 from nacre.runc.process_steps import EnterProcessRoot, JoinProcess
 from nacre.runc.steps import BindMount, Context, Step
 
-NAME = "nacre:init"  # until execve gives another: tells a container that was never started from one that runs
 _BUSY = 250  # exit status of a child that could not say what happened
 
 
@@ -61,7 +61,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
         sys.meta_path.insert(0, _Refuse())  # all of the protocol that import calls
         if not orders.maps:
             process.set_dumpable(enabled=False)
-        process.set_name(NAME)
+        process.set_name(INIT_NAME)
         _reset_signals()
         os.umask(0)
         context = Context(channel=channel.fileno(), gates=gates)

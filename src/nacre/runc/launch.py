@@ -21,6 +21,7 @@ from nacre.oci.errors import Failure, decode
 from nacre.oci.values import Value
 from nacre.runc import init
 from nacre.runc.failures import InitDied, step_failed
+from nacre.runc.life import hear_execution
 
 
 class Birth(Value):
@@ -186,12 +187,3 @@ def namespace_flags(kinds: Mapping[str, Any]) -> int:
         if kind != "cgroup":
             flags |= KINDS[kind][0]
     return flags
-
-
-def hear_execution(channel: socket.socket, warnings: list[str]) -> None:
-    """Read what a process says up to its execve(2), which closes the channel. Raises the Failure it reports."""
-    while data := channel.recv(65536):
-        message = json.loads(data)
-        if "failure" in message:
-            raise decode(message["failure"])
-        warnings += message.get("warnings", ())

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from nacre import runc
-from nacre.linux.interpreter import execute_out_of_reach
-from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid, Unsupported, from_exception
 from nacre.runc import options as words_of
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    Options = Mapping[str, Any]
 
 DEFAULT_ROOT = "/run/nacre/runc"
 _USAGE = (
     "usage: nacre-runc [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] COMMAND [OPTIONS] ID …\ncommands: "
 )
-Options = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         shared, plain = words_of.parse(line, words_of.GLOBAL)
         if shared.get("version"):
-            print(f"nacre-runc version {_version()}\nspec: {oci_spec.VERSION}")
+            from nacre.oci.spec import VERSION
+
+            print(f"nacre-runc version {_version()}\nspec: {VERSION}")
             return 0
         if shared.get("help") or not plain or plain[0] == "help":
             print(_USAGE + " ".join(sorted(words_of.COMMANDS)))
@@ -47,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in words_of.COMMANDS:
             raise Invalid(what=f"run nacre-runc {command}", cause="there is no such command", remedy="nacre-runc help")
         if command in ("create", "run", "exec"):
+            from nacre.linux.interpreter import execute_out_of_reach
+
             execute_out_of_reach("from nacre.runc.main import main; sys.exit(main())", line)
         chosen, rest = words_of.parse(plain[1:], words_of.COMMANDS[command], command)
         return _HANDLERS[command](_Call(shared, chosen, rest))
@@ -109,6 +114,8 @@ class _Call:
         """The ids meant: one, or with --regex all that match."""
         if not self.options.get("regex"):
             return [self.id]
+        import re
+
         try:
             pattern = re.compile(self.id)
         except re.error as error:
@@ -214,10 +221,12 @@ def _exec(call: _Call) -> int:
 
 def _process(call: _Call) -> dict[str, Any]:
     """The OCI process of `exec`: from --process, or the container's own with what the options change."""
+    from nacre.oci.spec import parse
+
     chosen = call.options
     if "process" in chosen:
         with open(chosen["process"], "rb") as file:
-            return dict(oci_spec.parse(file.read(), f"read {chosen['process']}"))
+            return dict(parse(file.read(), f"read {chosen['process']}"))
     record = store.read(call.root, call.id)
     tree: dict[str, Any] = store.kept_process(record)
     command = call.plain[2:] if call.plain[1:2] == ["--"] else call.plain[1:]
@@ -347,6 +356,8 @@ def _events(call: _Call) -> int:
 
 
 def _update(call: _Call) -> int:
+    from nacre.oci.spec import parse
+
     chosen = call.options
     if "resources" in chosen:
         source = chosen["resources"]
@@ -355,7 +366,7 @@ def _update(call: _Call) -> int:
         else:
             with open(source, "rb") as file:
                 data = file.read()
-        runc.update(call.root, call.id, oci_spec.parse(data, f"read {source}"))
+        runc.update(call.root, call.id, parse(data, f"read {source}"))
         return 0
     names = {
         "memory": ("memory", "limit"),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from nacre.oci.errors import Invalid
 
-Table = Mapping[
-    str, str
-]  # "--name" or "-n": "flag", "value", "number" or "list", a second word after a blank is the canonical name
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    Table = Mapping[str, str]
+
+# A table has "--name" or "-n": "flag", "value", "number" or "list"; a second word after a blank is the canonical name.
 
 GLOBAL: Table = {
     "--root": "value",
@@ -152,6 +153,8 @@ def _store(options: dict[str, Any], name: str, kind: str, value: str) -> None:
 
 def signal_number(word: str) -> int:
     """`KILL`, `SIGKILL`, `9`, `RTMIN+3` as a number. Raises Invalid."""
+    import signal
+
     if not word.isascii():
         word = ""
     if word.isdigit() and 0 < int(word) < signal.NSIG:

@@ -27,6 +27,8 @@ from nacre.oci.handler import Exit, Host, Rootfs, Sandbox, Stdio
 from nacre.shim import pod_namespaces
 from nacre.shim.processes import Child, exit_code, in_child
 
+runc.load()  # here, once: children forked for a container must find every module in memory
+
 
 @cache
 def host_layout() -> Layout:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from nacre import runc
 from nacre.oci.errors import Failure
 
+runc.load()
 _NOTHING = (None, None, None)
 
 

@@ -16,8 +16,9 @@ from nacre.oci.state import Record, Status
 from nacre.runc import init, plan
 from nacre.runc import process_steps as ps
 from nacre.runc import steps as fs
-from nacre.runc.container import Launch, Stdio, adjust_oom_score, cgroup_of, current_status, send_console
+from nacre.runc.container import Launch, Stdio, adjust_oom_score, send_console
 from nacre.runc.launch import Birth, Launcher
+from nacre.runc.life import cgroup_of, current_status
 
 
 def execute(

@@ -1,0 +1,47 @@
+"""A process by its number, and descriptors: what needs no libc of our own, for commands that load little (`runc.life`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def owned(fd: int) -> Iterator[int]:
+    """The descriptor `fd`, closed at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def pidfd_open(pid: int) -> int:
+    return os.pidfd_open(pid)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    import signal
+
+    signal.pidfd_send_signal(pidfd, number)
+
+
+def status(pid: int) -> tuple[str, str, int] | None:
+    """(name, state letter, start time in clock ticks) of a process; None when there is none. proc(5), /proc/PID/stat."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return None
+        raise
+    opening, closing = text.index(b"("), text.rindex(b")")
+    fields = text[closing + 2 :].split()
+    return text[opening + 1 : closing].decode("latin-1"), fields[0].decode(), int(fields[19])

@@ -1,0 +1,368 @@
+"""What is done to a container that is there: start, look, limit, freeze, signal, delete (runtime.md "Lifecycle" 6 to 13).
+
+These are the short commands that an engine runs most, so this module loads little: what only some containers need (cgroups, hooks, the
+mounts of a borrowed namespace) is imported where it is needed. `container`, which makes containers, loads all of it in advance;
+a process that is forked often (a shim, the guest agent) has imported that.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import time
+
+from nacre.linux import pids
+from nacre.linux.pids import owned
+from nacre.oci import state as store
+from nacre.oci.errors import Failure, NotFound, WrongStatus, decode
+from nacre.oci.state import Record, Status, advance
+from nacre.runc.failures import InitDied
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from nacre.linux import cgroups
+
+    Warn = Callable[[str], None]
+
+INIT_NAME = "nacre:init"  # until execve gives another: tells a container that was never started from one that runs
+_DIE_WAIT_MS = 10_000
+_SIGKILL = 9  # everywhere (POSIX); the module signal turns all of them into an enumeration first
+
+
+# -- starting
+
+
+def start(root: str, identifier: str, warn: Warn | None = None) -> None:
+    """Let the container's process execute its program; returns when it has, or raises why it could not (CommandNotFound …)."""
+    import socket
+
+    with store.locked(root, identifier) as directory:
+        record = store.read(root, identifier)
+        status = current_status(record)
+        if status != Status.CREATED:
+            raise WrongStatus(what=f"start container {identifier}", cause=f"it is {status}")
+        warnings: list[str] = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
+            try:
+                gate.connect(f"/proc/self/fd/{directory}/start.sock")
+                gate.sendall(b".")
+                hear_execution(gate, warnings)
+            except OSError as error:
+                raise InitDied(
+                    what=f"start container {identifier}", cause=f"its init (pid {record.pid}) does not answer: {error.strerror}"
+                ) from error
+        _check_executed(record)
+        os.unlink("start.sock", dir_fd=directory)
+        record = advance(record, Status.RUNNING)
+    document = oci_state(record, Status.RUNNING)
+    if warn:
+        for words in warnings:
+            warn(words)
+    _run_hooks(record, "poststart", document, warn)
+
+
+def hear_execution(channel: socket.socket, warnings: list[str]) -> None:
+    """Read what a process says up to its execve(2), which closes the channel. Raises the Failure it reports."""
+    while data := channel.recv(65536):
+        message = json.loads(data)
+        if "failure" in message:
+            raise decode(message["failure"])
+        warnings += message.get("warnings", ())
+
+
+def _run_hooks(record: Record, point: str, document: Mapping[str, Any], warn: Warn | None) -> None:
+    if record.hooks.get(point):
+        from nacre.runc import hooks
+
+        hooks.run_leniently(record.hooks, point, document, warn or (lambda words: None))
+
+
+def _check_executed(record: Record) -> None:
+    """The gate closed without a word: either execve did it, or the process is dead and still has its old name."""
+    found = pids.status(record.pid)
+    if found is None or found[2] != record.start_time or found[0] != INIT_NAME:
+        return
+    failure = InitDied(
+        what=f"start container {record.id}",
+        cause=f"its init (pid {record.pid}) was killed before it could execute the program",
+        remedy="its seccomp profile may forbid execve, or somebody killed it",
+    )
+    raise explain_death(failure, cgroup_of(record))
+
+
+# -- looking
+
+
+def current_status(record: Record) -> Status:
+    """What the container is now: the record, corrected by what its process has done since."""
+    if record.status == Status.CREATING:
+        return Status.CREATING if pids.status(record.creator) else Status.STOPPED
+    found = pids.status(record.pid)
+    if found is None or found[2] != record.start_time or found[1] in "ZX":
+        return Status.STOPPED
+    if record.status == Status.CREATED and found[0] != INIT_NAME:
+        return Status.RUNNING  # the starter was killed between the release and the record
+    return record.status
+
+
+def oci_state(record: Record, status: Status) -> dict[str, Any]:
+    """runtime.md "State"."""
+    return {
+        "ociVersion": record.oci_version or _own_version(),
+        "id": record.id,
+        "status": str(status),
+        "pid": 0 if status == Status.STOPPED else record.pid,
+        "bundle": record.bundle,
+        "annotations": record.annotations,
+    }
+
+
+def _own_version() -> str:
+    """Where create had read no version yet."""
+    from nacre.oci import spec
+
+    return spec.VERSION
+
+
+def state(root: str, identifier: str) -> dict[str, Any]:
+    """The container's OCI state, and `rootfs` and `created` (RFC 3339) as runc adds them. Cheap: two small files."""
+    return describe(store.read(root, identifier))
+
+
+def describe(record: Record) -> dict[str, Any]:
+    whole, rest = divmod(record.created_ns, 1_000_000_000)
+    created = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{rest:09d}Z"
+    return oci_state(record, current_status(record)) | {"rootfs": record.rootfs, "created": created, "owner": "root"}
+
+
+def list_states(root: str) -> list[dict[str, Any]]:
+    """The state of every container below `root`; one that vanishes meanwhile, or has no record yet, is left out."""
+    states = []
+    for identifier in store.identifiers(root):
+        try:
+            states.append(state(root, identifier))
+        except NotFound:
+            continue
+    return states
+
+
+def processes(root: str, identifier: str) -> list[int]:
+    """Every process of the container, host pids."""
+    record = store.read(root, identifier)
+    cgroup = cgroup_of(record)
+    found = [] if cgroup is None else cgroup.pids()
+    alive = current_status(record) != Status.STOPPED
+    return sorted({*found, record.pid}) if alive else found
+
+
+def stats(root: str, identifier: str) -> dict[str, int]:
+    """`linux.cgroups.Cgroup.stats` of the container; empty on a host without cgroups."""
+    cgroup = cgroup_of(store.read(root, identifier))
+    return {} if cgroup is None else cgroup.stats()
+
+
+def oom_kills(root: str, identifier: str) -> int:
+    cgroup = cgroup_of(store.read(root, identifier))
+    return 0 if cgroup is None else cgroup.oom_kills()
+
+
+# -- acting on it
+
+
+def update(root: str, identifier: str, resources: Mapping[str, Any]) -> None:
+    """Change limits (OCI linux.resources); what is not named stays."""
+    from nacre.oci.spec import check_resources
+
+    checked = check_resources(resources)
+    with store.locked(root, identifier):
+        cgroup = cgroup_of(_living(root, identifier, "update"))
+        if cgroup is None:
+            raise _no_cgroup("any", f"update container {identifier}")
+        cgroup.apply(checked)
+
+
+def pause(root: str, identifier: str) -> None:
+    """Freeze every process."""
+    with store.locked(root, identifier):
+        record = _living(root, identifier, "pause")
+        if record.status != Status.RUNNING:
+            raise WrongStatus(what=f"pause container {identifier}", cause=f"it is {record.status}")
+        cgroup = cgroup_of(record)
+        if cgroup is None:
+            raise _no_cgroup("freezer", f"pause container {identifier}")
+        cgroup.freeze()
+        advance(record, Status.PAUSED)
+
+
+def resume(root: str, identifier: str) -> None:
+    with store.locked(root, identifier):
+        record = _living(root, identifier, "resume")
+        if record.status != Status.PAUSED:
+            raise WrongStatus(what=f"resume container {identifier}", cause=f"it is {record.status}")
+        cgroup = cgroup_of(record)
+        if cgroup is not None:
+            cgroup.thaw()
+        advance(record, Status.RUNNING)
+
+
+def _no_cgroup(controller: str, what: str) -> Failure:
+    from nacre.linux import cgroup_layout
+
+    return cgroup_layout.missing(controller, what, cgroup_layout.discover().looked)
+
+
+def _living(root: str, identifier: str, act: str) -> Record:
+    record = store.read(root, identifier)
+    status = current_status(record)
+    if status in (Status.CREATING, Status.STOPPED):
+        raise WrongStatus(what=f"{act} container {identifier}", cause=f"it is {status}")
+    if status != record.status:
+        record = advance(record, status)
+    return record
+
+
+def kill(root: str, identifier: str, number: int, *, everyone: bool = False) -> None:
+    """Send signal `number` to the container's init, or to every process of it. Raises WrongStatus when it has ended (runtime.md "Kill")."""
+    record = store.read(root, identifier)
+    status = current_status(record)
+    if everyone:
+        cgroup = cgroup_of(record)
+        if cgroup is not None and (status != Status.STOPPED or cgroup.pids()):
+            cgroup.kill(number)
+    if status in (Status.CREATING, Status.STOPPED):
+        if everyone:
+            return
+        raise WrongStatus(what=f"signal container {identifier}", cause=f"container not running: it is {status}")
+    if everyone and cgroup is not None and number == _SIGKILL and status != Status.CREATED:
+        return
+    _signal(record, number)
+    if status == Status.PAUSED and number == _SIGKILL:
+        cgroup = cgroup_of(record)
+        if cgroup is not None:
+            cgroup.thaw()  # a frozen process dies only once it runs
+
+
+def _signal(record: Record, number: int) -> bool:
+    """By pidfd, after making sure that it is still the same process; False when it is not there any more."""
+    try:
+        with owned(pids.pidfd_open(record.pid)) as pidfd:
+            found = pids.status(record.pid)
+            if found is None or found[2] != record.start_time:
+                return False
+            pids.pidfd_send_signal(pidfd, number)
+            return True
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return False
+        raise Failure(what=f"signal container {record.id}", cause=f"{error.strerror} (errno {error.errno})") from error
+
+
+def delete(
+    root: str, identifier: str, *, force: bool = False, warn: Warn | None = None, layout: cgroups.Layout | None = None
+) -> None:
+    """Remove what is left of an ended container; with `force` end it first, and a missing one is fine."""
+    try:
+        with store.locked(root, identifier):
+            try:
+                record = store.read(root, identifier)
+            except Failure:
+                if not force:
+                    raise
+                remove_directory(root, identifier)  # a create that was killed before its first record
+                return
+            status = current_status(record)
+            if status != Status.STOPPED:
+                if not force:
+                    raise WrongStatus(
+                        what=f"delete container {identifier}",
+                        cause=f"it is {status}",
+                        remedy=f"kill it first, or delete --force {identifier}",
+                    )
+                _end(record)
+            cgroup = cgroup_of(record, layout=layout)
+            if cgroup is not None and cgroup.exists():
+                if cgroup.pids():
+                    cgroup.kill()
+                cgroup.remove()
+            if record.mounts_beneath >= 0:
+                from nacre.runc import borrowed
+
+                borrowed.clear(record)
+            _run_hooks(record, "poststop", oci_state(record, Status.STOPPED), warn)
+            remove_directory(root, identifier)
+    except NotFound:
+        if not force:
+            raise
+
+
+def _end(record: Record) -> None:
+    """Kill init and wait until it is dead (reaping is the parent's)."""
+    if not record.pid:
+        return
+    try:
+        pidfd = pids.pidfd_open(record.pid)
+    except OSError:
+        return
+    with owned(pidfd):
+        if not _signal(record, _SIGKILL):
+            return
+        cgroup = cgroup_of(record)
+        if cgroup is not None and record.status == Status.PAUSED:
+            cgroup.kill()
+            cgroup.thaw()
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_DIE_WAIT_MS):
+            raise Failure(
+                what=f"kill container {record.id}",
+                cause=f"its init (pid {record.pid}) did not die within {_DIE_WAIT_MS // 1000} s: it hangs in the kernel",
+                remedy=f"look at /proc/{record.pid}/stack",
+            )
+
+
+# -- what belongs to it
+
+
+def cgroup_of(record: Record, below: str = "", layout: cgroups.Layout | None = None) -> cgroups.Cgroup | None:
+    """The container's cgroup, or the one `below` it; None on a host without cgroups."""
+    if not record.cgroup:
+        return None
+    from nacre.linux import cgroups
+
+    if record.unit and not below:
+        from nacre.linux import cgroup_systemd  # only where systemd's driver is used: 2 ms of a command
+        from nacre.linux.cgroup_names import Place
+
+        place = Place(path=record.cgroup, unit=record.unit, slice=record.slice)
+        return cgroup_systemd.ScopeCgroup(layout or cgroups.discover(), place)
+    return cgroups.Cgroup(layout or cgroups.discover(), os.path.join(record.cgroup, os.path.normpath("/" + below).lstrip("/")))
+
+
+def explain_death(failure: InitDied, cgroup: cgroups.Cgroup | None) -> InitDied:
+    if cgroup is None or not cgroup.oom_kills():
+        return failure
+    limit = cgroup.stats()["memory_limit_bytes"]
+    return InitDied(
+        what=failure.what,
+        cause=f"{failure.cause}: out of memory in cgroup {cgroup.path}, whose limit is {limit} bytes",
+        remedy="raise the memory limit; nacre's set-up itself needs about 1 MiB",
+    )
+
+
+def remove_directory(root: str, identifier: str) -> None:
+    directory = os.path.join(root, identifier)
+    for name in ("state.json", "state.json.new", "process.json", "start.sock"):
+        try:
+            os.unlink(f"{directory}/{name}")
+        except FileNotFoundError:
+            continue
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
