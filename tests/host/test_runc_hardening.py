@@ -49,8 +49,8 @@ def test_the_interpreter_of_exec_is_out_of_reach_too(bundle: Bundle, tmp_path: P
 
 
 def test_where_mounts_cannot_be_made_the_interpreter_is_a_sealed_copy(tmp_path: Path) -> None:
-    code = "from nacre.linux import interpreter as i, mounts; import os, errno\n"
-    code += "def no(*a, **k): raise OSError(errno.EPERM, 'no')\nmounts.bind_tree = no\n"
+    code = "from nacre.linux import interpreter as i; import os, errno\n"
+    code += "def no(*a, **k): raise OSError(errno.EPERM, 'no')\ni._readonly_clone = no\n"
     code += "i.execute_out_of_reach('import os; print(os.readlink(\\'/proc/self/exe\\'), *sys.argv[1:])', ['a', 'b c'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "/memfd:nacre-interpreter (deleted) a b c\n"

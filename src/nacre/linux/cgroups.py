@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import time
-from typing import Any
 
 from nacre.linux import cgroup_files as files
 from nacre.linux import cgroup_values, device_bpf
@@ -19,6 +18,10 @@ from nacre.linux.cgroup_files import CgroupBusy, LimitRefused
 from nacre.linux.cgroup_layout import CgroupMissing, Hierarchy, Layout, discover, missing
 from nacre.linux.pids import owned
 from nacre.oci.errors import Failure
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Cgroup", "CgroupBusy", "CgroupMissing", "Hierarchy", "Layout", "LimitRefused", "discover", "missing"]
 

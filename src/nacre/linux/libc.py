@@ -12,9 +12,13 @@ import os
 import sys
 from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
-from typing import Any
 
+from nacre.linux.numbers import machine, number
 from nacre.linux.pids import owned
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["AT_EMPTY_PATH", "AT_FDCWD", "AT_RECURSIVE", "SyscallError", "bind", "machine", "number", "owned", "syscall"]
 
@@ -54,64 +58,6 @@ def bind(name: str, *argtypes: Any, path: int | None = None, blocking: bool = Fa
 
     function.errcheck = check  # type: ignore[assignment]  # ctypes' stub wants its own pointer type
     return function
-
-
-def machine() -> str:
-    """The machine's name as the syscall table has it: x86_64 or aarch64."""
-    return _MACHINE
-
-
-_MACHINE = os.uname().machine  # once: a 32-bit personality would change the answer
-
-# asm-generic numbers are the same for every call since 5.1 (424 and up); older ones differ.
-_COMMON = {
-    "pidfd_send_signal": 424,
-    "open_tree": 428,
-    "move_mount": 429,
-    "fsopen": 430,
-    "fsconfig": 431,
-    "fsmount": 432,
-    "pidfd_open": 434,
-    "clone3": 435,
-    "close_range": 436,
-    "openat2": 437,
-    "pidfd_getfd": 438,
-    "mount_setattr": 442,
-}
-_NUMBERS: dict[str, dict[str, int]] = {
-    "x86_64": _COMMON
-    | {
-        "pivot_root": 155,
-        "finit_module": 313,
-        "seccomp": 317,
-        "bpf": 321,
-        "keyctl": 250,
-        "capget": 125,
-        "capset": 126,
-        "ioprio_set": 251,
-        "sched_setattr": 314,
-    },
-    "aarch64": _COMMON
-    | {
-        "pivot_root": 41,
-        "finit_module": 273,
-        "seccomp": 277,
-        "bpf": 280,
-        "keyctl": 219,
-        "capget": 90,
-        "capset": 91,
-        "ioprio_set": 30,
-        "sched_setattr": 274,
-    },
-}
-
-
-def number(call: str) -> int:
-    """The number of `call` on this machine. A machine that the table lacks is an error: a foreign number is another call."""
-    table = _NUMBERS.get(machine())
-    if table is None:
-        raise OSError(f"no system call table for machine {machine()}: known are {', '.join(sorted(_NUMBERS))}")
-    return table[call]
 
 
 _syscall = _libc["syscall"]

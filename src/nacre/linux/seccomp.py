@@ -14,11 +14,14 @@ import json
 import os
 from _blake2 import blake2b  # hashlib would load OpenSSL, half a megabyte in every process that only wants a name
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from nacre.linux.libc import SyscallError, machine, number
 from nacre.linux.memfd import from_bytes
 from nacre.oci.errors import Failure, Invalid, Unsupported
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class SeccompRefused(Failure):

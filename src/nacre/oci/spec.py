@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any
 
 from nacre.oci.errors import Invalid
 
-Tree = dict[str, Any]
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
+
+    Tree = dict[str, Any]
+
 VERSION = "1.2.0"  # what `features` and `state` announce; any 1.x is taken
 DOCUMENT_LIMIT = 16 << 20
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from nacre.linux import cgroup_layout, mounts, namespaces, process
 from nacre.linux.libc import owned
@@ -16,6 +15,10 @@ from nacre.linux.mounts import UnmountFlag
 from nacre.linux.namespaces import Clone
 from nacre.oci.errors import Failure, Invalid
 from nacre.oci.state import Record
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def facts(spec: Mapping[str, Any], rootfs: str) -> dict[str, Any]:

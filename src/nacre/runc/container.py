@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from nacre.linux import capabilities, cgroup_names, cgroups, process, seccomp
 from nacre.linux.libc import owned
@@ -25,6 +24,10 @@ from nacre.runc import borrowed, hooks, id_maps, init, plan
 from nacre.runc.failures import InitDied
 from nacre.runc.launch import Birth, Launcher, namespace_flags
 from nacre.runc.life import cgroup_of, explain_death, oci_state, remove_directory
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 Stdio = Sequence[int | None]
 _LATE_BELOW = 8 << 20  # a memory limit smaller than what the set-up itself may touch once it is inside

@@ -7,12 +7,15 @@ import os
 import select
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from nacre.linux.libc import owned
 from nacre.linux.memfd import from_bytes
 from nacre.linux.process import pidfd_open, pidfd_send_signal
 from nacre.runc.failures import HookFailed
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def run(point: str, hook: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from nacre.linux import mounts, process
 from nacre.linux.libc import SyscallError, owned
@@ -21,7 +20,11 @@ from nacre.oci.errors import Failure, Invalid
 from nacre.runc.failures import step_failed
 from nacre.runc.mount_options import parse as parse_options
 
-Tree = Mapping[str, Any]
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
+
+    Tree = Mapping[str, Any]
 
 
 def lines(mappings: Sequence[Mapping[str, int]]) -> str:

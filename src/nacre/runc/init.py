@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from nacre.linux import process
 from nacre.oci.errors import Failure, encode
@@ -24,7 +23,13 @@ from nacre.oci.values import Value
 from nacre.runc.failures import StepFailed, step_failed
 from nacre.runc.life import INIT_NAME
 from nacre.runc.process_steps import EnterProcessRoot, JoinProcess
-from nacre.runc.steps import BindMount, Context, Step
+from nacre.runc.steps import BindMount, Context
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from nacre.runc.steps import Step
 
 _BUSY = 250  # exit status of a child that could not say what happened
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from nacre.linux import capabilities, cgroups, namespaces, process, seccomp
 from nacre.linux.namespaces import KINDS
@@ -19,6 +18,10 @@ from nacre.runc import steps as fs
 from nacre.runc.container import Launch, Stdio, adjust_oom_score, send_console
 from nacre.runc.launch import Birth, Launcher
 from nacre.runc.life import cgroup_of, current_status
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def execute(

@@ -12,7 +12,6 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from nacre.linux import namespaces, process
 from nacre.linux.libc import SyscallError, owned
@@ -22,6 +21,10 @@ from nacre.oci.values import Value
 from nacre.runc import init
 from nacre.runc.failures import InitDied, step_failed
 from nacre.runc.life import hear_execution
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Birth(Value):

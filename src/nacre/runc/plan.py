@@ -9,7 +9,6 @@ import os
 import resource
 import stat
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from nacre.linux.mounts import MountFlag
 from nacre.linux.namespaces import KINDS
@@ -21,7 +20,11 @@ from nacre.runc.mount_options import Options
 from nacre.runc.mount_options import parse as parse_options
 from nacre.runc.mount_options import propagation as parse_propagation
 
-Tree = Mapping[str, Any]
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
+
+    Tree = Mapping[str, Any]
 
 # What a container always has: runtime-linux.md, config-linux.md "Default Devices".
 _DEFAULT_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))

@@ -9,21 +9,25 @@ import stat
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from fcntl import ioctl
-from typing import Any, NamedTuple
 
 from nacre.linux import capabilities, libc, mounts, namespaces, paths, process, seccomp
 from nacre.linux.libc import SyscallError, owned, syscall
 from nacre.linux.namespaces import Clone
 from nacre.oci.errors import Failure
+from nacre.oci.values import Value
 from nacre.runc import hooks
 from nacre.runc.failures import CommandNotExecutable, CommandNotFound
 from nacre.runc.steps import PLAIN, Context
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from typing import Any
 
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class JoinProcess(NamedTuple):
+class JoinProcess(Value, kw_only=False):
     """Every namespace of a running container (execute), or one given by path (create): what `descriptor` names."""
 
     descriptor: int
@@ -37,7 +41,7 @@ class JoinProcess(NamedTuple):
         namespaces.setns(self.descriptor, self.flags)
 
 
-class EnterProcessRoot(NamedTuple):
+class EnterProcessRoot(Value, kw_only=False):
     """The root of a running container that has no mount namespace of its own: joining would lead to the host's."""
 
     descriptor: int
@@ -50,7 +54,7 @@ class EnterProcessRoot(NamedTuple):
         os.chroot(".")
 
 
-class BecomeNamespaceRoot(NamedTuple):
+class BecomeNamespaceRoot(Value, kw_only=False):
     """In a new user namespace: be its root, so that what is made belongs to it."""
 
     def describe(self) -> str:
@@ -65,7 +69,7 @@ class BecomeNamespaceRoot(NamedTuple):
                 raise
 
 
-class OpenRootDirectory(NamedTuple):
+class OpenRootDirectory(Value, kw_only=False):
     """The root of the container just joined."""
 
     def describe(self) -> str:
@@ -75,7 +79,7 @@ class OpenRootDirectory(NamedTuple):
         context.root = paths.open_root("/")
 
 
-class SetName(NamedTuple):
+class SetName(Value, kw_only=False):
     """Host or domain name of the UTS namespace."""
 
     name: str
@@ -88,7 +92,7 @@ class SetName(NamedTuple):
         (namespaces.setdomainname if self.domain else namespaces.sethostname)(self.name)
 
 
-class SetSysctl(NamedTuple):
+class SetSysctl(Value, kw_only=False):
     """linux.sysctl: one key, of a namespace of the container's own."""
 
     key: str
@@ -103,7 +107,7 @@ class SetSysctl(NamedTuple):
             os.write(fd, self.value.encode())
 
 
-class RaiseLoopback(NamedTuple):
+class RaiseLoopback(Value, kw_only=False):
     def describe(self) -> str:
         return "set the interface lo up"
 
@@ -111,7 +115,7 @@ class RaiseLoopback(NamedTuple):
         process.raise_loopback()
 
 
-class NewKeyring(NamedTuple):
+class NewKeyring(Value, kw_only=False):
     name: str
 
     def describe(self) -> str:
@@ -121,7 +125,7 @@ class NewKeyring(NamedTuple):
         process.join_session_keyring(self.name)
 
 
-class RunHooks(NamedTuple):
+class RunHooks(Value, kw_only=False):
     """createContainer and startContainer, which run inside; their state says what the host would."""
 
     point: str
@@ -136,7 +140,7 @@ class RunHooks(NamedTuple):
             hooks.run(self.point, hook, {**self.state, "pid": context.host_pid})
 
 
-class OpenConsole(NamedTuple):
+class OpenConsole(Value, kw_only=False):
     """A pseudo-terminal in the container's own devpts; its slave is shown as /dev/console too when `show`."""
 
     width: int
@@ -164,7 +168,7 @@ class OpenConsole(NamedTuple):
                 mounts.move_mount(tree, target)  # through a link of the image it would hide what is masked later (CVE-2025-52565)
 
 
-class NewSession(NamedTuple):
+class NewSession(Value, kw_only=False):
     """A session of its own, with the terminal, if there is one, as its controlling one and as stdio."""
 
     def describe(self) -> str:
@@ -178,7 +182,7 @@ class NewSession(NamedTuple):
                 os.dup2(context.terminal, number)
 
 
-class EnterCgroups(NamedTuple):
+class EnterCgroups(Value, kw_only=False):
     """The last thing that costs memory has been done: from here on the container pays. "0" is the writer itself (cgroups(7))."""
 
     namespace: bool  # then a cgroup namespace, whose root is where the process is by now
@@ -198,7 +202,7 @@ class EnterCgroups(NamedTuple):
             namespaces.unshare(Clone.NEWCGROUP)
 
 
-class SetLimits(NamedTuple):
+class SetLimits(Value, kw_only=False):
     """process.rlimits: (name, soft, hard). What the host forbids to raise is set as high as it goes, and told."""
 
     limits: tuple[tuple[str, int, int], ...]
@@ -231,7 +235,7 @@ def _lower(value: int, ceiling: int) -> int:
     return ceiling if value == resource.RLIM_INFINITY else min(value, ceiling)
 
 
-class SetScheduling(NamedTuple):
+class SetScheduling(Value, kw_only=False):
     """process.scheduler and process.ioPriority."""
 
     attributes: tuple[int, int, int, int, tuple[int, int, int]] | None  # of sched_setattr(2)
@@ -247,7 +251,7 @@ class SetScheduling(NamedTuple):
             syscall("ioprio_set", 1, 0, self.io_priority)
 
 
-class SetAffinity(NamedTuple):
+class SetAffinity(Value, kw_only=False):
     """process.execCPUAffinity: the CPUs before and after the cgroup is entered."""
 
     cpus: tuple[int, ...]
@@ -259,7 +263,7 @@ class SetAffinity(NamedTuple):
         os.sched_setaffinity(0, self.cpus)
 
 
-class SetPersonality(NamedTuple):
+class SetPersonality(Value, kw_only=False):
     """linux.personality."""
 
     domain: str
@@ -272,7 +276,7 @@ class SetPersonality(NamedTuple):
         process.set_personality(self.number)
 
 
-class SetSecurityLabel(NamedTuple):
+class SetSecurityLabel(Value, kw_only=False):
     """AppArmor profile or SELinux label of the next execve(2). /proc is the container's by now, and looked at closely."""
 
     file: str  # below /proc/PID
@@ -286,7 +290,7 @@ class SetSecurityLabel(NamedTuple):
             os.write(fd, self.text.encode())
 
 
-class BoundCapabilities(NamedTuple):
+class BoundCapabilities(Value, kw_only=False):
     """The bounding set, while there is still the right to shrink it."""
 
     keep: int
@@ -299,7 +303,7 @@ class BoundCapabilities(NamedTuple):
         capabilities.bound(self.keep, self.highest)
 
 
-class ChangeUser(NamedTuple):
+class ChangeUser(Value, kw_only=False):
     """Working directory, groups, ids, umask. The directory may be one that only root or only the user can enter: both are tried."""
 
     uid: int
@@ -350,7 +354,7 @@ class ChangeUser(NamedTuple):
                         raise
 
 
-class SetCapabilities(NamedTuple):
+class SetCapabilities(Value, kw_only=False):
     """The other four sets. `keep_admin`: SYS_ADMIN stays until execve, as loading a filter without no_new_privs needs it.
 
     What a process holds before execve beyond these sets is lost there: the kernel computes the new sets from the inheritable,
@@ -380,7 +384,7 @@ class SetCapabilities(NamedTuple):
             context.warnings.append(f"ambient capabilities not given: {', '.join(names)}")
 
 
-class Execute(NamedTuple):
+class Execute(Value, kw_only=False):
     """The program takes over. After the filter is loaded there is nothing but execve(2), and a word to the parent if that fails."""
 
     arguments: tuple[str, ...]
@@ -414,7 +418,7 @@ class Execute(NamedTuple):
             raise not_executable(self.describe(), program, error, head) from error
 
 
-class SeekProgram(NamedTuple):
+class SeekProgram(Value, kw_only=False):
     """A program that is nowhere is told by create, as runc and crun do: engines look for the words there. The rest is execve's to say."""
 
     name: str
