@@ -16,7 +16,8 @@ import nacre
 from nacre import config
 from nacre.kata import appliance, appliance_kernel
 
-PACKAGES = CACHE / "guest/var/lib/nacre/kata/cache"
+# where the build for these tests, or before it a node of this machine, put the kernel's package
+CACHES = (CACHE / "guest/var/lib/nacre/kata/cache", Path(appliance.SHARED_CACHE))
 BUILD = (
     "from nacre import config; from nacre.kata import appliance; print(appliance.build(config.Config(prefix={!r}), {}).version)"
 )
@@ -25,7 +26,6 @@ BUILD = (
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nacre as a wheel leaves it: a package in a directory of others."""
-    appliance_for_tests()  # for the kernel's package
     target = tmp_path_factory.mktemp("site-packages")
     shutil.copytree(Path(nacre.__file__).parent, target / "nacre", ignore=shutil.ignore_patterns("__pycache__"))
     return target
@@ -39,8 +39,15 @@ def build_from(site: Path, prefix: str, progress: str = "print") -> subprocess.C
     )
 
 
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """The kernel's, as apt-get brought it."""
+    appliance_for_tests()
+    return next(path for directory in CACHES for path in directory.glob("*.deb"))
+
+
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> config.Config:
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: Path) -> config.Config:
     """A node of its own whose apt-get and apt-cache reach nothing; the kernel's package is found in another directory."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -48,7 +55,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> config.Config:
         (tools / name).write_text("#!/bin/sh\necho 'E: no network here' >&2\nexit 100\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setenv("NACRE_PACKAGES", str(PACKAGES))
+    monkeypatch.setenv("NACRE_PACKAGES", str(package.parent))
     monkeypatch.setattr(appliance, "SHARED_CACHE", str(tmp_path / "none"))
     return config.Config(prefix=str(tmp_path / "node"))
 
@@ -101,9 +108,8 @@ def test_without_package_and_network_the_failure_says_what_apt_said(
 
 
 def test_a_damaged_package_is_named_with_the_way_out(
-    offline: config.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    offline: config.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: Path
 ) -> None:
-    (package,) = PACKAGES.glob("*.deb")
     broken = tmp_path / "broken" / package.name
     broken.parent.mkdir()
     broken.write_bytes(package.read_bytes()[:1_000_000])
