@@ -15,6 +15,7 @@ SRC = Path(__file__).resolve().parents[2] / "src" / "nacre"
 TESTS = Path(__file__).resolve().parents[1]
 ORDER = ("cli", "api", "controllers", "kubelet", "cri", "images", "network", "shim", "kata", "agent", "runc", "oci", "linux")
 APART = {"api", "controllers", "kubelet", "cri"}  # they meet on sockets only
+BELOW_ALL = {"nacre.oci.errors", "nacre.oci.values"}  # import nothing of ours, so that linux may use them
 STDLIB_ONLY = {"linux", "oci", "runc", "agent", "shim", "kata"}
 LINES, FUNCTION_LINES = 700, 60
 MODULES = sorted(path for path in SRC.rglob("*.py") if "_pb2" not in path.name)
@@ -46,7 +47,7 @@ def test_a_module_imports_downwards_only(path: Path) -> None:
     for name in imports(path):
         other = name.split(".")[1] if name.startswith("nacre.") else ""
         if own in ORDER and other in ORDER:
-            assert ORDER.index(other) >= ORDER.index(own) or (own, other) == ("linux", "oci"), f"imports {name}"
+            assert ORDER.index(other) >= ORDER.index(own) or (own == "linux" and name in BELOW_ALL), f"imports {name}"
             assert other == own or not {own, other} <= APART, f"imports {name}: they meet on sockets only"
 
 

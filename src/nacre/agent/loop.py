@@ -8,6 +8,8 @@ import signal
 import time
 from collections.abc import Callable
 
+from nacre.linux import pids
+
 Callback = Callable[[], object]
 
 
@@ -73,11 +75,5 @@ class Loop:
 
     def reap(self) -> None:
         """Every child that has ended: containers' processes, and orphans that became PID 1's."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in pids.ended_children():
             self._on_child(pid, status)

@@ -30,6 +30,18 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
     signal.pidfd_send_signal(pidfd, number)
 
 
+def ended_children() -> Iterator[tuple[int, int]]:
+    """Reap every child that has ended, any child: (pid, wait status), each as it is reaped. Never waits."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
+
+
 def status(pid: int) -> tuple[str, str, int] | None:
     """(name, state letter, start time in clock ticks) of a process; None when there is none. proc(5), /proc/PID/stat."""
     try:

@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from nacre.linux import pids
+
 Callback = Callable[[], None]
 
 
@@ -70,13 +72,7 @@ class Loop:
 
     def _reap(self) -> None:
         """Every child that has ended; a wait for one of them elsewhere (`processes.in_child`) happens before its signal is read."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in pids.ended_children():
             _guarded(lambda pid=pid, status=status: self._on_child(pid, status))  # type: ignore[misc]  # defaults bind the loop's values
 
 
