@@ -60,7 +60,7 @@ def test_exec_into_what_does_not_run_says_so_whatever_protocol_kubectl_tries_las
     node.apply(pod("unstarted", BUSYBOX, "no-such-command"))
     done = node.nacre("kubectl", "exec", "unstarted", "--", "true", check=False)
     assert done.returncode != 0 and "SPDY" not in done.stderr, done.stderr
-    assert "unstarted" in done.stderr or "not running" in done.stderr or "not found" in done.stderr, done.stderr
+    assert 'find container "main" of pod default/unstarted: container not found' in done.stderr, done.stderr
     node.kubectl("delete", "pod", "unstarted", "--now")
 
 
