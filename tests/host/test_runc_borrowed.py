@@ -11,7 +11,7 @@ import pytest
 from runc_support import Bundle, leftovers, made
 
 from nacre.linux import mounts, namespaces
-from nacre.linux.mounts import MountFlag
+from nacre.linux.mounts import MountFlag, UnmountFlag
 
 
 @pytest.fixture
@@ -68,14 +68,19 @@ def test_a_container_in_the_hosts_mount_namespace_has_its_root_and_leaves_no_mou
     assert mounted("self", bundle) == [] and leftovers(bundle) == []
 
 
-def test_a_mount_of_the_engines_on_the_root_stays(bundle: Bundle) -> None:
+@pytest.mark.parametrize("propagation", [MountFlag.PRIVATE, MountFlag.SHARED], ids=["private", "shared"])
+def test_a_mount_of_the_engines_on_the_root_stays(bundle: Bundle, propagation: MountFlag) -> None:
+    """Where the mounts around are shared, as under systemd, each mount on the root has a copy that goes with it."""
     without(bundle, "mount")
-    mounts.mount(str(bundle.rootfs), str(bundle.rootfs), None, MountFlag.BIND)
+    path, rootfs = str(bundle.path), str(bundle.rootfs)
+    mounts.mount(path, path, None, MountFlag.BIND)
     try:
+        mounts.mount(None, path, None, propagation)
+        mounts.mount(rootfs, rootfs, None, MountFlag.BIND)
         assert bundle.says("echo in").strip() == "in"
-        assert mounted("self", bundle) == [str(bundle.rootfs)]
+        assert mounted("self", bundle) == [rootfs]
     finally:
-        mounts.umount2(str(bundle.rootfs))
+        mounts.umount2(path, UnmountFlag.DETACH)
 
 
 def test_a_create_that_fails_takes_its_mounts_away(bundle: Bundle) -> None:

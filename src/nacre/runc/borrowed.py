@@ -67,10 +67,12 @@ def _stacked(place: str) -> int:
 
 
 def _unstack(place: str, keep: int) -> int:
-    surplus = _stacked(place) - keep
-    for _ in range(surplus):
+    """Answers how many it took away. Counted anew each time: among shared mounts one takes its copies along."""
+    taken = 0
+    while _stacked(place) > keep:
         mounts.umount2(place, UnmountFlag.DETACH | UnmountFlag.NOFOLLOW)
-    return surplus
+        taken += 1
+    return taken
 
 
 def _within(path: str, work: Callable[[], int]) -> int:

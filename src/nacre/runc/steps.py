@@ -78,10 +78,20 @@ class BindRoot(Value, kw_only=False):
     def run(self, context: Context) -> None:
         if self.shared:
             mounts.mount(None, self._mount_point(), None, MountFlag.PRIVATE)
-        mounts.mount(self.path, self.path, None, MountFlag.BIND | MountFlag.REC)
+        if self.borrowed:
+            self._bind_apart()
+        else:
+            mounts.mount(self.path, self.path, None, MountFlag.BIND | MountFlag.REC)
         if self.shared or self.borrowed:
             mounts.mount(None, self.path, None, MountFlag.PRIVATE | (MountFlag.REC if self.borrowed else 0))
         context.root = paths.open_root(self.path)
+
+    def _bind_apart(self) -> None:
+        """No peer of what it covers, which may be a shared mount of the engine's: the unmount of one peer would take the other along."""
+        with owned(mounts.bind_tree(self.path, recursive=True)) as tree:
+            mounts.mount_setattr(tree, propagation=MountFlag.PRIVATE, recursive=True)
+            with owned(os.open(self.path, os.O_PATH | os.O_CLOEXEC)) as place:
+                mounts.move_mount(tree, place)
 
     def _mount_point(self) -> str:
         """The mount that the root filesystem lies in: what a pivot leaves or enters may not be shared (pivot_root(2))."""
