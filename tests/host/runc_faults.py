@@ -12,6 +12,8 @@ from typing import Any
 
 from runc_support import Bundle
 
+from nacre.linux import cgroups
+
 Change = Callable[[Bundle], Any]
 
 
@@ -206,7 +208,8 @@ fault(
     lambda b: b.linux["resources"].update(hugepageLimits=[{"pageSize": "3MB", "limit": 0}]),
     "hugetlb.3MB",
 )
-fault("a v2 key on v1", lambda b: b.linux["resources"].update(unified={"memory.high": "1"}), "memory.high", remedy=True)
+if cgroups.discover().need("memory", "know which faults there are").version == 1:
+    fault("a v2 key on v1", lambda b: b.linux["resources"].update(unified={"memory.high": "1"}), "memory.high", remedy=True)
 fault("cache allocation", lambda b: b.linux.update(intelRdt={"closID": "x"}), "linux.intelRdt", remedy=True)
 # -- seccomp
 fault("an unknown seccomp action", lambda b: b.linux.update(seccomp={"defaultAction": "SCMP_ACT_X"}), "SCMP_ACT_X", remedy=True)

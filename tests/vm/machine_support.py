@@ -27,7 +27,18 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache" / "machines"
 LAYOUTS = ("v2", "v1", "hybrid", "none", "systemd", "systemd-v1")
-PACKAGES = "python3,kmod,iproute2,libseccomp2,ca-certificates,procps,busybox-static,systemd,dbus"
+PACKAGES = (
+    "python3",
+    "kmod",
+    "iproute2",
+    "libseccomp2",
+    "ca-certificates",
+    "procps",
+    "busybox-static",
+    "systemd",
+    "dbus",
+    "strace",
+)
 BOOT_MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
 V1_CONTROLLERS = ("cpu,cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids")
 BROUGHT = (
@@ -115,11 +126,20 @@ class _Parts:
 
 
 def run(
-    job: str, layout: str, files: Iterable[tuple[Path, str]], workdir: Path, timeout_s: int, memory_mib: int = 1536
+    job: str,
+    layout: str,
+    files: Iterable[tuple[Path, str]],
+    workdir: Path,
+    timeout_s: int,
+    memory_mib: int = 1536,
+    packages: tuple[str, ...] = (),
 ) -> Outcome:
-    """Boot a machine with `layout`, one of LAYOUTS, and run `job` (sh) there; `files` (path here, name below /payload) go along."""
+    """Boot a machine with `layout`, one of LAYOUTS, and `packages` beyond PACKAGES, and run `job` (sh) there.
+
+    `files` (path here, name below /payload) go along.
+    """
     assert layout in LAYOUTS, layout
-    parts = _parts()
+    parts = _parts(packages)
     payload = _pack(job, files, workdir)
     unified = "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1" if layout == "systemd-v1" else ""
     command = [
@@ -211,24 +231,25 @@ def _scratch(parent: Path) -> Iterator[Path]:
 # -- kernel, initrd and root filesystem: built once per recipe
 
 
-def _parts() -> _Parts:
-    recipe = repr((PACKAGES, BOOT_MODULES, INITRD_INIT))
+def _parts(packages: tuple[str, ...]) -> _Parts:
+    installed = (*PACKAGES, *packages)
+    recipe = repr((installed, BOOT_MODULES, INITRD_INIT))
     place = CACHE / hashlib.sha256(recipe.encode()).hexdigest()[:12]
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.exists():
             with _scratch(CACHE) as draft:
-                _build(draft / "parts", draft)
+                _build(draft / "parts", draft, installed)
                 (draft / "parts").rename(place)
     return _Parts(kernel=place / "vmlinuz", initrd=place / "initrd.gz", root=place / "root.ext4")
 
 
-def _build(parts: Path, scratch: Path) -> None:
+def _build(parts: Path, scratch: Path, packages: tuple[str, ...]) -> None:
     parts.mkdir()
     kernel, tree = _unpacked_kernel(scratch / "kernel"), scratch / "root"
     shutil.copy((*(kernel / "boot").glob("vmlinuz-*"),)[0], parts / "vmlinuz")
-    mmdebstrap = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(tree)]
+    mmdebstrap = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}", "bookworm", str(tree)]
     subprocess.run(mmdebstrap, check=True)
     shutil.copytree(kernel / "lib/modules", tree / "lib/modules", dirs_exist_ok=True)
     (release,) = (path.name for path in (kernel / "lib/modules").iterdir())
