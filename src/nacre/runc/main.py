@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from nacre import runc
+from nacre import __version__, runc
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid, Unsupported, from_exception
 from nacre.runc import options as words_of
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if shared.get("version"):
             from nacre.oci.spec import VERSION
 
-            print(f"nacre-runc version {_version()}\nspec: {VERSION}")
+            print(f"nacre-runc version {__version__}\nspec: {VERSION}")
             return 0
         if shared.get("help") or not plain or plain[0] == "help":
             print(_USAGE + " ".join(sorted(words_of.COMMANDS)))
@@ -62,15 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _log(shared, "error", failure.sentence(), failure.evidence)
         print(f"nacre-runc: {failure.sentence()}", *failure.evidence, sep="\n  ", file=sys.stderr)
         return 255 if command == "exec" else 1
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("nacre")
-    except PackageNotFoundError:
-        return "0"
 
 
 def _log(shared: Options, level: str, message: str, evidence: Sequence[str] = ()) -> None:
