@@ -108,7 +108,12 @@ def test_a_filter_that_forbids_execve_is_told(bundle: Bundle) -> None:
     [
         ({"defaultAction": "SCMP_ACT_SING"}, "SCMP_ACT_SING"),
         ({"flags": ["SECCOMP_FILTER_FLAG_FLY"]}, "SECCOMP_FILTER_FLAG_FLY"),
-        ({"listenerPath": "/run/x.sock"}, "listener"),
+        ({"listenerMetadata": "x"}, "listenerMetadata is set without listenerPath"),
+        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "listenerPath is not set"),
+        ({"syscalls": [rule("SCMP_ACT_NOTIFY", "mkdir")]}, "listenerPath is not set"),
+        ({"defaultErrnoRet": 1}, "SCMP_ACT_ALLOW has errnoRet 1"),
+        ({"syscalls": [rule("SCMP_ACT_KILL", "mkdir", errnoRet=5)]}, "SCMP_ACT_KILL has errnoRet 5"),
+        ({"architectures": ["SCMP_ARCH_ABACUS"]}, "SCMP_ARCH_ABACUS"),
     ],
 )
 def test_a_profile_that_cannot_be_honoured_is_refused_by_name(bundle: Bundle, change: dict[str, Any], named: str) -> None:

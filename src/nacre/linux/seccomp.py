@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nacre.linux.libc import SyscallError, machine, number
 from nacre.linux.memfd import from_bytes
-from nacre.oci.errors import Failure, Invalid, Unsupported
+from nacre.oci.errors import Failure, Invalid
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_TRAP": 0x00030000,
     "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000,
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
@@ -46,6 +47,18 @@ _ARCHITECTURES = {
     "SCMP_ARCH_ARM": 0x40000028,
     "SCMP_ARCH_AARCH64": 0xC00000B7,
 }
+# Profiles list the machines of the world; programs of these cannot run on the two kernels that nacre knows.
+_FAMILIES = {
+    "LOONGARCH": ("64",),
+    "M68K": ("",),
+    "MIPS": ("", "64", "64N32", "EL", "EL64", "EL64N32"),
+    "PARISC": ("", "64"),
+    "PPC": ("", "64", "64LE"),
+    "RISCV": ("64",),
+    "S390": ("", "X"),
+    "SH": ("", "EB"),
+}
+_FOREIGN = frozenset(f"SCMP_ARCH_{family}{kind}" for family, kinds in _FAMILIES.items() for kind in kinds)
 _OPERATORS = {
     "SCMP_CMP_NE": 1,
     "SCMP_CMP_LT": 2,
@@ -55,7 +68,14 @@ _OPERATORS = {
     "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }
-FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}
+FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 1,
+    "SECCOMP_FILTER_FLAG_LOG": 2,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
+}
+NEW_LISTENER = 8  # seccomp(2) answers a descriptor, at which the calls of SCMP_ACT_NOTIFY are asked about
+_TSYNC_ESRCH = 16  # as TSYNC would answer a thread's number in the same place
 _NATIVE = 0  # SCMP_ARCH_NATIVE
 _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE: 2 is a binary tree instead of a list of comparisons
 _BAD_ARCHITECTURE = 2  # SCMP_FLTATR_ACT_BADARCH
@@ -148,19 +168,32 @@ def flags_of(profile: Mapping[str, Any]) -> int:
     result = 0
     for word in profile.get("flags", ()):
         if word not in FLAGS:
-            if word == "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV":
-                continue  # concerns listeners, which are refused below
             raise Invalid(what="read linux.seccomp", cause=f"flags has {word!r}", remedy=f"flags are {', '.join(FLAGS)}")
         result |= FLAGS[word]
-    return result
+    if not notifies(profile):
+        return result & ~FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]  # of listeners; without one the kernel refuses it
+    if result & FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]:
+        result |= _TSYNC_ESRCH
+    return result | NEW_LISTENER
+
+
+def notifies(profile: Mapping[str, Any]) -> bool:
+    """Whether some call is to be asked about at a listener. Raises Invalid when nobody is named who would."""
+    rules = profile.get("syscalls", ())
+    wanted = "SCMP_ACT_NOTIFY" in (profile.get("defaultAction"), *(rule["action"] for rule in rules))
+    if profile.get("listenerMetadata") and not profile.get("listenerPath"):
+        raise Invalid(what="read linux.seccomp", cause="listenerMetadata is set without listenerPath")
+    if wanted and not profile.get("listenerPath"):
+        raise Invalid(
+            what="read linux.seccomp",
+            cause="SCMP_ACT_NOTIFY is used and listenerPath is not set: nobody would answer",
+            remedy="set listenerPath to the socket of a seccomp agent, or use SCMP_ACT_ERRNO",
+        )
+    return wanted
 
 
 def compile_profile(profile: Mapping[str, Any]) -> bytes:
     """The BPF program of an OCI profile. System calls that this libseccomp does not know are left out: they fall to the default."""
-    if profile.get("listenerPath") or any(rule["action"] == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls", ())):
-        raise Unsupported(
-            what="load the seccomp profile", cause="it wants a listener (SCMP_ACT_NOTIFY)", remedy="use SCMP_ACT_ERRNO"
-        )
     library = _seccomp()
     default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
     context = library.seccomp_init(default)
@@ -169,6 +202,8 @@ def compile_profile(profile: Mapping[str, Any]) -> bytes:
     try:
         for word in profile.get("architectures", ()):
             architecture = _ARCHITECTURES.get(word)
+            if architecture is None and word not in _FOREIGN:
+                raise Invalid(what="read linux.seccomp", cause=f"architectures has {word!r}, which is none")
             if architecture is not None and _fits(architecture, library.seccomp_arch_native()):
                 _checked(library.seccomp_arch_add(context, architecture), f"add {word}", errno.EEXIST)
         library.seccomp_attr_set(context, _OPTIMIZE, 2)  # libseccomp before 2.5 has it not
@@ -188,6 +223,8 @@ def _fits(architecture: int, native: int) -> bool:
 def _action(word: str, data: int | None) -> int:
     if word not in _ACTIONS:
         raise Invalid(what="read linux.seccomp", cause=f"{word!r} is no action", remedy=f"actions are {', '.join(_ACTIONS)}")
+    if data is not None and word not in _WITH_DATA:
+        raise Invalid(what="read linux.seccomp", cause=f"{word} has errnoRet {data}: it answers none")
     if word in _WITH_DATA:
         return _ACTIONS[word] | ((errno.EPERM if data is None else data) & 0xFFFF)
     return _ACTIONS[word]
@@ -243,19 +280,22 @@ _raw = ctypes.PyDLL(None, use_errno=True)["syscall"]  # bound now: `loader` runs
 _raw.restype = ctypes.c_long
 
 
-def loader(program: bytes, flags: int) -> Callable[[], None]:
+def loader(program: bytes, flags: int) -> Callable[[], int]:
     """What loads `program` (sock_filter array) into the calling thread by one system call; all is allocated here, not there.
 
-    The call needs no_new_privs or CAP_SYS_ADMIN. It raises SyscallError; `explain` knows the odd ones.
+    It answers the listener's descriptor for NEW_LISTENER, else 0. The call needs no_new_privs or CAP_SYS_ADMIN.
+    It raises SyscallError; `explain` knows the odd ones.
     """
     buffer = ctypes.create_string_buffer(program, len(program))
     structure = _Program(len(program) // 8, ctypes.addressof(buffer))
     arguments = (ctypes.c_long(number("seccomp")), ctypes.c_long(1), ctypes.c_long(flags), ctypes.byref(structure))
 
-    def load() -> None:
-        if _raw(*arguments) != 0:
+    def load() -> int:
+        answer = int(_raw(*arguments))
+        if answer < 0 or (answer > 0 and not flags & NEW_LISTENER):
             raise SyscallError("seccomp", ctypes.get_errno())
         buffer  # noqa: B018  # the program must live until here
+        return answer
 
     return load
 
@@ -289,4 +329,4 @@ def known_operators() -> list[str]:
 
 
 def known_architectures() -> list[str]:
-    return sorted(_ARCHITECTURES)
+    return sorted({*_ARCHITECTURES, *_FOREIGN})

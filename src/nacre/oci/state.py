@@ -71,6 +71,7 @@ class Record(Value):
     hooks: dict[str, Any] = {}  # poststart and poststop
     seccomp: str = ""  # file with the compiled filter, for `execute`
     seccomp_flags: int = 0
+    listener: dict[str, str] = {}  # path and metadata of who is asked about system calls, for a filter that asks
     apparmor: str = ""
     selinux: str = ""
     personality: str = ""

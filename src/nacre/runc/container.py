@@ -199,13 +199,15 @@ def _first_record(
 
 
 def _with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> Record:
-    profile = spec.get("linux", {}).get("seccomp")
-    if seccomp_bpf:
-        return record.but(seccomp=seccomp_bpf, seccomp_flags=seccomp.flags_of(profile or {}))
-    if not profile:
+    profile = spec.get("linux", {}).get("seccomp") or {}
+    if not (profile or seccomp_bpf):
         return record
-    path = seccomp.compiled(profile, os.path.join(record.root, ".seccomp"))
-    return record.but(seccomp=path, seccomp_flags=seccomp.flags_of(profile))
+    flags = seccomp.flags_of(profile)
+    agent = (
+        {"path": profile["listenerPath"], "metadata": profile.get("listenerMetadata", "")} if flags & seccomp.NEW_LISTENER else {}
+    )
+    path = seccomp_bpf or seccomp.compiled(profile, os.path.join(record.root, ".seccomp"))
+    return record.but(seccomp=path, seccomp_flags=flags, listener=agent)
 
 
 def _host(

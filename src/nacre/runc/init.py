@@ -1,6 +1,6 @@
 """The child's side: from the fork to execve(2). Runs the steps, tells the parent, waits at the gate, runs the rest, executes.
 
-Messages on the channel are JSON, one per SOCK_SEQPACKET packet: {"stage": "maps"|"hooks"}, answered by any byte;
+Messages on the channel are JSON, one per SOCK_SEQPACKET packet: {"stage": "maps"|"hooks"|"listener"}, answered by any byte;
 {"stage": "created", "warnings": […]} with the terminal's master beside it; {"warnings": […]}; or {"failure": …}. Closing it without an answer
 means that the creator is gone: so is the container. After the gate the connection of `start` takes the channel's place; execve
 closes it, and a closed connection without a failure is success.
@@ -86,6 +86,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
             step.run(context)
         current = "wait to be started"
         channel = _created(channel, context, listener)
+        context.channel = channel.fileno()
         for step in orders.after:
             current = step
             if step is orders.after[-1] and context.warnings:

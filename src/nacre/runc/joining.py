@@ -69,7 +69,7 @@ def execute(
             held.callback(os.close, child.console)
         if child.console is not None and console_socket:
             send_console(console_socket, child.console)
-        launcher.await_execution(child)
+        launcher.await_execution(child, record)
         if not (child.console is not None and console_socket):
             held.pop_all()
             return Launch(pid=child.pid, console=child.console, warnings=(*warnings, *child.warnings))

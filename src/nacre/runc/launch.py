@@ -26,6 +26,8 @@ TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
     from typing import Any
 
+    from nacre.oci.state import Record
+
 
 class Birth(Value):
     """Where the child is born."""
@@ -133,10 +135,10 @@ class Launcher:
                 on_hooks()
             self._channel.sendall(b".")
 
-    def await_execution(self, child: Child) -> None:
-        """Until the child has executed its program. Raises its failure."""
+    def await_execution(self, child: Child, record: Record) -> None:
+        """Until the child has executed its program in the container of `record`. Raises its failure."""
         with self._channel:
-            hear_execution(self._channel, child.warnings)
+            hear_execution(self._channel, child.warnings, record, child.pid)
 
     def release(self) -> None:
         """The child's creation is on record: it may wait at its gate, whoever we are."""

@@ -52,7 +52,7 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
             try:
                 gate.connect(f"/proc/self/fd/{directory}/start.sock")
                 gate.sendall(b".")
-                hear_execution(gate, warnings)
+                hear_execution(gate, warnings, record, record.pid)
             except OSError as error:
                 raise InitDied(
                     what=f"start container {identifier}", cause=f"its init (pid {record.pid}) does not answer: {error.strerror}"
@@ -67,12 +67,16 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
     _run_hooks(record, "poststart", document, warn)
 
 
-def hear_execution(channel: socket.socket, warnings: list[str]) -> None:
-    """Read what a process says up to its execve(2), which closes the channel. Raises the Failure it reports."""
+def hear_execution(channel: socket.socket, warnings: list[str], record: Record, pid: int) -> None:
+    """Read what process `pid` says up to its execve(2), which closes the channel. Raises the Failure it reports."""
     while data := channel.recv(65536):
         message = json.loads(data)
         if "failure" in message:
             raise decode(message["failure"])
+        if message.get("stage") == "listener":
+            from nacre.runc import listener
+
+            listener.serve(channel, pid, message["memory"], record.listener, oci_state(record, record.status))
         warnings += message.get("warnings", ())
 
 

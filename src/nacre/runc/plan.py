@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from nacre.linux.mounts import MountFlag
 from nacre.linux.namespaces import KINDS
+from nacre.linux.seccomp import NEW_LISTENER
 from nacre.oci.errors import Invalid, Unsupported
 from nacre.oci.values import Value
 from nacre.runc import process_steps as ps
@@ -293,8 +294,12 @@ def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
     keep_admin = bool(host.filter) and not no_new_privileges
     steps.append(ps.SetCapabilities(masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"], keep_admin))
     arguments, environment = tuple(process["args"]), tuple(process.get("env", ()))
-    steps.append(ps.Execute(arguments, environment, no_new_privileges, host.filter, host.filter_flags, host.preserve))
-    return tuple(steps)
+    execute = ps.Execute(arguments, environment, no_new_privileges, host.filter, host.filter_flags, host.preserve)
+    if host.filter_flags & NEW_LISTENER:
+        from nacre.runc.listener import Offer
+
+        execute = execute.but(offer=Offer)
+    return (*steps, execute)
 
 
 def _limits(process: Tree) -> tuple[tuple[str, int, int], ...]:

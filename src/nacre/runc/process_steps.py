@@ -23,6 +23,8 @@ TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
     from typing import Any
 
+    from nacre.runc.listener import Offer
+
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -393,6 +395,7 @@ class Execute(Value, kw_only=False):
     filter: bytes
     filter_flags: int
     keep_descriptors: int  # 3 … 3+N-1 stay open
+    offer: Callable[[int], Offer] | None = None  # what brings the filter's listener out (runc.listener)
 
     def describe(self) -> str:
         return f"execute {self.arguments[0]!r}"
@@ -407,10 +410,12 @@ class Execute(Value, kw_only=False):
         process.close_range(3 + self.keep_descriptors, cloexec=True)
         if self.no_new_privileges:
             process.set_no_new_privileges()
-        load: Callable[[], None] | None = seccomp.loader(self.filter, self.filter_flags) if self.filter else None
+        load = seccomp.loader(self.filter, self.filter_flags) if self.filter else None
+        offer = self.offer(context.channel) if self.offer else None
         try:
-            if load is not None:
-                load()
+            answer = load() if load is not None else 0
+            if offer is not None:
+                offer.hand_over(answer)
             execution.run()
         except SyscallError as error:
             if error.call != "execve":
