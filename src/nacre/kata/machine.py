@@ -20,10 +20,13 @@ TB_SIZE_MIB = 128  # a cache of translated code smaller than the working set is 
 AGENT_PORT = "nacre.agent"
 TEMPLATE_MAC = "02:6e:61:63:72:65"  # replaced in each guest by its pod's
 HOST_WORDS = "console=ttyS0 swiotlb=noforce"  # the latter: room beyond 4 GiB makes Linux set 64 MiB of bounce buffers aside, unused by virtio
-TCG_WORDS = (  # an emulated processor speculates on nothing, and pays for each guard of the kernel's; the wall is the VM, not these
-    "mitigations=off nosmap init_on_alloc=0 randomize_kstack_offset=off hardened_usercopy=off audit=0 lsm=capability"
+# An emulated processor speculates on nothing, and pays for each guard of the kernel's; the wall is the VM, not these. It repeats a
+# string instruction byte by byte, so pages are better cleared and copied by loops: neither kernel nor C library shall think it quick.
+TCG_WORDS = (
+    "mitigations=off nosmap init_on_alloc=0 randomize_kstack_offset=off hardened_usercopy=off audit=0 lsm=capability "
+    "clearcpuid=rep_good,erms,fsrm"
 )
-CPU_MODELS = {"tcg": "max,la57=off", "kvm": "host,migratable=on"}
+CPU_MODELS = {"tcg": "max,la57=off,erms=off,fsrm=off", "kvm": "host,migratable=on"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
