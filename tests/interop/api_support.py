@@ -183,6 +183,9 @@ async def node_api(pki: Path) -> AsyncIterator[tuple[int, list[str]]]:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"first line\n")
+        if request.query.get("sinceSeconds") == "7" and request.transport is not None:
+            request.transport.abort()  # a kubelet that dies in the middle of a log
+            return response
         if request.query.get("follow") == "true":
             await response.write(b"x" * 300_000 + b"\n")
         await response.write_eof()

@@ -263,6 +263,9 @@ async def test_logs_and_exec_reach_the_node_and_come_back(kubectl: Kubectl, node
             followed = (await in_thread(kubectl, "logs", "-f", "--tail=3", "web")).stdout
             assert len(followed) > 300_000
             assert "tailLines=3" in seen[-1]
+            cut = await in_thread(kubectl, "logs", "--since=7s", "web")
+            assert cut.returncode != 0, "half a log is no log"
+            assert "EOF" in cut.stderr
             done = await in_thread(kubectl, "exec", "web", "--", "echo", "hello")
             assert (done.returncode, done.stdout) == (0, "echo hello\n"), done.stderr
             done = await in_thread(kubectl, "exec", "-i", "web", "--", "cat", stdin="shout\n" * 5000)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yarl
 from api_support import Node, running
 
 from nacre.wire.kube import ApiError, Kube, Unreachable, client_context, reflect
@@ -152,6 +155,104 @@ async def test_a_bad_token_and_a_revision_to_come_are_told(kube: Kube) -> None:
     assert (await refused(kube.get(MAPS, **{"continue": "nonsense"}))).code == 400
     error = await refused(kube.get(MAPS, resourceVersion="99999999", resourceVersionMatch="NotOlderThan"))
     assert (error.code, error.reason) == (504, "Timeout")
+
+
+# ---- requests nobody sends who means well
+
+JSON, STRATEGIC = "application/json", "application/strategic-merge-patch+json"
+MERGE, OPERATIONS, APPLY = "application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml"
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+DEEP = b'{"a":' * 900 + b"{}" + b"}" * 900  # Python's decoder takes it, what works through it afterwards does not
+ODD_LISTS = [
+    *(f"{name}={'9' * count}" for name in ("limit", "resourceVersion", "timeoutSeconds") for count in (30, 400, 5000)),
+    *(
+        "continue=" + base64.urlsafe_b64encode(text).decode()
+        for text in (b"5", b"{}", b"[" * 3000, b'[5, "\\ud800"]', b"[1e9, 7]")
+    ),
+    "labelSelector=%ff",
+    "fieldSelector=%5C%5C,==,",
+    "limit=1&continue=%ff",
+]
+ODD_BODIES = [
+    ("POST", "", JSON, b'{"metadata":{"name":"odd"},"data":{"a":"\\ud800"}}'),
+    ("POST", "", JSON, b'{"metadata":{"name":"\\ud800"}}'),
+    ("POST", "", JSON, b'{"metadata":{"name":"odd","managedFields":[{"operation":"Update","fieldsV1":"text"}]}}'),
+    ("POST", "", JSON, b'{"metadata":{"name":"odd","managedFields":[{"operation":"Update","fieldsV1":{"f:data":{"k:{{":{}}}}]}}'),
+    ("POST", "", JSON, b'{"metadata":{"name":"odd","managedFields":[{"operation":"Update","fieldsV1":' + DEEP + b"}]}}"),
+    ("POST", "?fieldManager=" + "x" * 200, JSON, b'{"metadata":{"name":"odd"}}'),
+    ("PATCH", "/held", STRATEGIC, DEEP),
+    ("PATCH", "/held", OPERATIONS, b'[{"op":"add","path":"/data","value":' + DEEP + b"}]"),
+    ("PATCH", "/held", STRATEGIC, b'{"metadata":{"$retainKeys":5}}'),
+    ("PATCH", "/held", STRATEGIC, b'{"metadata":{"$deleteFromPrimitiveList/finalizers":5}}'),
+    ("PATCH", "/held", STRATEGIC, b'{"metadata":{"ownerReferences":[5,{"$patch":"replace"}]}}'),
+    ("PATCH", "/held", STRATEGIC, b'{"$patch":"delete"}'),
+    ("PATCH", "/held", MERGE, b'{"metadata":null}'),
+    ("PATCH", "/held", MERGE, b'{"data":{"\\ud800":"x"}}'),
+    ("PATCH", "/held", OPERATIONS, b'[{"op":"remove","path":"/metadata"}]'),
+    ("PATCH", "/held", APPLY, b'{"data":{"\\ud800":"x"}}'),
+    ("DELETE", "/held", JSON, b'{"preconditions":5}'),
+    ("DELETE", "/held", JSON, b'{"gracePeriodSeconds":99999999999999999999}'),
+]
+
+
+async def ask(node: Node, method: str, path: str, **more: Any) -> tuple[int, bytes]:
+    """(status, body) of a request that nacre's own client would not send."""
+    context = client_context(str(node.pki), "admin")
+    url = yarl.URL(node.url + path, encoded=True)
+    async with aiohttp.ClientSession() as session, session.request(method, url, ssl=context, **more) as answer:
+        return answer.status, await answer.read()
+
+
+@pytest.mark.parametrize("query", ODD_LISTS, ids=lambda query: query[:24])
+async def test_an_odd_parameter_is_refused_by_a_status(kube: Kube, node: Node, query: str) -> None:
+    code, body = await ask(node, "GET", f"{MAPS}?{query}")
+    assert (400 <= code < 500 or code == 504) and json.loads(body)["kind"] == "Status", (code, body)
+
+
+@pytest.mark.parametrize(("method", "where", "media", "body"), ODD_BODIES, ids=lambda word: str(word)[:40])
+async def test_an_odd_body_is_refused_and_changes_nothing(
+    kube: Kube, node: Node, method: str, where: str, media: str, body: bytes
+) -> None:
+    before = await kube.create(MAPS, config_map("held", key="value"))
+    headers = {"Content-Type": media, "User-Agent": "odd"}
+    code, answer = await ask(node, method, MAPS + where, data=body, headers=headers)
+    assert 400 <= code < 500 and json.loads(answer)["kind"] == "Status", (code, answer)
+    assert await kube.get(f"{MAPS}/held") == before
+    assert [one["metadata"]["name"] for one in (await kube.get(MAPS))["items"] if one["metadata"]["name"] == "odd"] == []
+
+
+async def test_a_body_that_cannot_be_unpacked_is_a_bad_request(kube: Kube, node: Node) -> None:
+    headers = {"Content-Type": JSON, "Content-Encoding": "gzip"}
+    code, _ = await ask(node, "POST", MAPS, data=b"\x1f\x8bno gzip at all", headers=headers)
+    assert code == 400
+
+
+async def test_one_odd_event_does_not_hide_the_others(kube: Kube, node: Node) -> None:
+    events = "/api/v1/namespaces/default/events"
+    about = {"namespace": "default", "name": "web"}
+    await kube.create(events, {"metadata": {"name": "old"}, "involvedObject": about, "lastTimestamp": "0001-01-01T00:00:00Z"})
+    try:
+        code, body = await ask(node, "GET", events, headers={"Accept": TABLE})
+        assert code == 200
+        ages = {row["object"]["metadata"]["name"]: row["cells"][0] for row in json.loads(body)["rows"]}
+        assert ages["old"] == "<unknown>"
+    finally:
+        await kube.delete(f"{events}/old")
+
+
+async def test_a_pod_with_an_endless_grace_can_be_deleted(kube: Kube) -> None:
+    await kube.create(PODS, pod("patient", nodeName="elsewhere", terminationGracePeriodSeconds=2**62))
+    assert (await kube.delete(f"{PODS}/patient"))["metadata"]["deletionTimestamp"]
+    await kube.delete(f"{PODS}/patient", {"gracePeriodSeconds": 0})
+
+
+@pytest.mark.parametrize("key", ["name", "uid", "creationTimestamp"])
+async def test_a_patch_cannot_make_another_object_of_it(kube: Kube, key: str) -> None:
+    await kube.create(MAPS, config_map("one"))
+    error = await refused(kube.patch(f"{MAPS}/one", {"metadata": {key: "2026-01-01T00:00:00Z"}}, "merge"))
+    assert error.code == 422
+    assert f"metadata.{key}: Invalid value" in error.message
+    assert "field is immutable" in error.message
 
 
 # ---- writes

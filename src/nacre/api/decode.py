@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+
+import msgspec
 
 from nacre.api.shape import Marked
 from nacre.api.status import bad_request, unsupported_media
@@ -13,6 +16,7 @@ KNOWN = (JSON, YAML, PROTOBUF)
 BODY_LIMIT = 3 * 1024 * 1024  # bytes; Kubernetes' own
 _YAML_NODES = 200_000  # after aliases are followed: a small text must not become a huge tree
 _YAML_DEPTH = 100
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def body(data: bytes, content_type: str) -> Any:
@@ -34,16 +38,23 @@ def body(data: bytes, content_type: str) -> Any:
 
 def from_json(data: bytes) -> Any:
     try:
-        return json.loads(data, object_pairs_hook=_pairs, parse_constant=_no_constant)
+        return _json(data)
     except (ValueError, RecursionError) as error:
         raise bad_request(f"couldn't get version/kind; json parse error: {error}") from error
+
+
+def _json(data: bytes) -> Any:
+    tree = json.loads(data.decode(), object_pairs_hook=_pairs, parse_constant=_no_constant)
+    if _SURROGATE.search(data):
+        msgspec.json.decode(data)  # refuses half of a pair, which no UTF-8 can hold; json.loads takes it
+    return tree
 
 
 def from_yaml(data: bytes) -> Any:
     """One document; JSON is YAML too and takes the quick way."""
     if data.lstrip()[:1] == b"{":
         try:
-            return json.loads(data, object_pairs_hook=_pairs, parse_constant=_no_constant)
+            return _json(data)
         except (ValueError, RecursionError):
             pass  # a flow mapping that is YAML only
     import yaml

@@ -12,6 +12,7 @@ from nacre.api.status import bad_request, conflict, forbidden, not_found, unsupp
 from nacre.api.store import Entry, Mismatch, Store
 from nacre.api.write import RETRIES, Call
 
+GRACE_MAX_S = 1 << 31  # more is no date
 IMMORTAL = ("default", "kube-system", "kube-public")
 
 
@@ -26,9 +27,6 @@ class Deleter:
             options.setdefault("gracePeriodSeconds", _whole(query["gracePeriodSeconds"]))
         if "propagationPolicy" in query:
             options.setdefault("propagationPolicy", query["propagationPolicy"])
-        grace = options.get("gracePeriodSeconds")
-        if grace is not None and (not isinstance(grace, int) or isinstance(grace, bool)):
-            raise bad_request("gracePeriodSeconds is a whole number of seconds")
         if options.get("dryRun") not in (None, [], ["All"]):
             raise bad_request('dryRun: Unsupported value: supported values: "All"')
         call.dry_run = call.dry_run or bool(options.get("dryRun"))
@@ -91,7 +89,7 @@ def _grace(kind: Kind, thing: Object, asked: int | None) -> int:
     if not spec.get("nodeName") or phase in ("Succeeded", "Failed"):
         return 0
     seconds: int = asked if asked is not None else spec.get("terminationGracePeriodSeconds", 30)
-    return 1 if seconds < 0 else seconds
+    return 1 if seconds < 0 else min(seconds, GRACE_MAX_S)
 
 
 def _finalizers(namespace: Object) -> list[str]:

@@ -186,13 +186,16 @@ NAME = Column(name="Name", format="name", description="Name of the object, uniqu
 AGE = Column(name="Age", description="How long ago the object was created.")
 
 
+ZERO_TIME = "0001-01-01T00:00:00Z"  # what Go writes for "none" where it must write something
+
+
 def instant(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
 
 
 def age(text: str | None, now: datetime) -> str:
     """Kubernetes' short form of the time since `text` (RFC 3339): "5s", "3m20s", "5d2h"."""
-    if not text:
+    if not text or text == ZERO_TIME:
         return "<unknown>"
     return duration(int((now - instant(text)).total_seconds()))
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from nacre.api.kind import Kind
 from nacre.api.schema import Struct, Type
-from nacre.api.status import Refusal
+from nacre.api.shape import DEPTH
+from nacre.api.status import Cause, Refusal, invalid_value
 
 Object = dict[str, Any]
 Path = tuple[str, ...]
@@ -22,7 +23,7 @@ _SERVERS_OWN = {
     "deletionGracePeriodSeconds", "managedFields", "selfLink",
 }  # fmt: skip
 _KEY_DEFAULTS = {"protocol": "TCP"}  # what an omitted list key means
-MANAGER_LIMIT = 128  # characters
+MANAGER_LIMIT = 128  # bytes
 
 
 def flatten(thing: Object, struct: Struct) -> Owned:
@@ -91,6 +92,51 @@ def from_fields(fields: Object) -> set[Path]:
         for part, child in node.items():
             waiting.append(((*path, part), child if isinstance(child, dict) else {}))
     return found
+
+
+def check_manager(name: str) -> list[Cause]:
+    """A field manager's name (meta/v1 validation)."""
+    if len(name.encode()) > MANAGER_LIMIT:
+        return [Cause("FieldValueTooLong", "fieldManager", f"Too long: may not be more than {MANAGER_LIMIT} bytes")]
+    if not name.isprintable():
+        return [invalid_value("fieldManager", name, "should only contain printable characters")]
+    return []
+
+
+def check(thing: Object) -> list[Cause]:
+    """The managedFields that a client sends with a new object: later writes are worked out from them."""
+    causes = []
+    for index, entry in enumerate(thing["metadata"].get("managedFields", [])):
+        where = f"metadata.managedFields[{index}]"
+        if entry.get("operation") not in ("Apply", "Update"):
+            causes.append(invalid_value(f"{where}.operation", entry.get("operation", ""), "must be `Apply` or `Update`"))
+        if entry.get("fieldsType", "FieldsV1") != "FieldsV1":
+            causes.append(invalid_value(f"{where}.fieldsType", entry["fieldsType"], "must be `FieldsV1`"))
+        if not _is_fields(entry.get("fieldsV1", {})):
+            causes.append(Cause("FieldValueInvalid", f"{where}.fieldsV1", "Invalid value: this is no set of fields"))
+    return causes
+
+
+def _is_fields(fields: Any) -> bool:
+    waiting = [(fields, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        if not isinstance(node, dict) or depth > DEPTH or not all(map(_is_part, node)):
+            return False
+        waiting += [(child, depth + 1) for child in node.values()]
+    return True
+
+
+def _is_part(part: str) -> bool:
+    if part == "." or part.startswith("f:"):
+        return True
+    try:
+        value = json.loads(part[2:])
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(value, dict) if part.startswith("k:") else part.startswith(("v:", "i:")) and not isinstance(value, dict | list)
+    )
 
 
 class Ledger:

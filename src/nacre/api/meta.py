@@ -7,7 +7,9 @@ from typing import Any
 
 from nacre.api import objects
 from nacre.api.kind import Kind, Object
-from nacre.api.status import Cause, Refusal, bad_request, conflict, invalid_value, required
+from nacre.api.schema import META, struct
+from nacre.api.shape import Mistyped, Reader
+from nacre.api.status import Cause, bad_request, conflict, invalid_value, required
 
 ANNOTATIONS_LIMIT = 256 * 1024  # bytes of all keys and values
 _QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
@@ -25,6 +27,8 @@ _VALUE_WORDS = (
 _SERVERS_OWN = (
     "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink", "resourceVersion",
 )  # fmt: skip
+
+_IDENTITY = ("name", "namespace", "uid", "creationTimestamp")
 
 
 def begin(kind: Kind, thing: Object, namespace: str, name: str) -> None:
@@ -63,6 +67,14 @@ def carry_over(new: Object, old: Object) -> None:
         else:
             mine.pop(key, None)
     new["apiVersion"], new["kind"] = old["apiVersion"], old["kind"]
+
+
+def check_identity(new: Object, old: Object) -> list[Cause]:
+    """A write names the object it changes, and states of it what is true (meta/v1, validation of updates)."""
+    mine, theirs = new["metadata"], old["metadata"]
+    wrong = [key for key in _IDENTITY if mine.get(key) and mine[key] != theirs.get(key)]
+    wrong += [] if mine.get("name") else ["name"]
+    return [invalid_value(f"metadata.{key}", mine.get(key, ""), "field is immutable") for key in wrong]
 
 
 def keep(new: Object, old: Object, key: str) -> None:
@@ -170,5 +182,8 @@ def read_options(tree: Any) -> Object:
     if not isinstance(tree, dict):
         raise bad_request("the body of a DELETE is a DeleteOptions object")
     if tree.get("kind") not in (None, "", "DeleteOptions"):
-        raise Refusal(400, "BadRequest", f'no kind "{tree["kind"]}" is accepted as the body of a DELETE')
-    return tree
+        raise bad_request(f'no kind "{tree["kind"]}" is accepted as the body of a DELETE')
+    try:
+        return Reader().read(tree, struct(META + "DeleteOptions"))
+    except Mistyped as error:
+        raise bad_request(f"DeleteOptions cannot be read: {error}") from error

@@ -52,11 +52,16 @@ def _merge_map(target: Any, patch: Object, fields: dict[str, Type], values: Type
         raise bad_request(f"invalid value for $patch: {directive!r}")
     found = dict(target) if isinstance(target, dict) else {}
     if (kept := patch.get(_RETAIN)) is not None:
+        if not isinstance(kept, list):
+            raise bad_request("$retainKeys is a list")
         found = {key: value for key, value in found.items() if key in kept}
     for key, gone in patch.items():
         if key.startswith(_REMOVE):
             name = key.removeprefix(_REMOVE)
-            found[name] = [item for item in found.get(name, []) if item not in gone]
+            if not isinstance(gone, list):
+                raise bad_request("$deleteFromPrimitiveList is a list")
+            if isinstance(found.get(name), list):
+                found[name] = [item for item in found[name] if item not in gone]
     for key, value in patch.items():
         if _is_directive(key):
             continue
@@ -89,7 +94,7 @@ def _merge_objects(before: list[Any], patch: list[Any], kind: Type) -> list[Any]
     items = kind.items
     fields = items.struct.fields if items is not None and items.word == "struct" else {}
     if any(isinstance(item, dict) and item.get(_DIRECTIVE) == "replace" for item in patch):
-        return [_plain(item) for item in patch if item.get(_DIRECTIVE) != "replace"]
+        return [_plain(item) for item in patch if not (isinstance(item, dict) and item.get(_DIRECTIVE) == "replace")]
     found = list(before)
     for item in patch:
         if not isinstance(item, dict) or kind.merge not in item:

@@ -16,6 +16,7 @@ from typing import Any
 
 from nacre.api import schema
 from nacre.api.schema import META, Type
+from nacre.api.shape import written
 
 MAGIC = b"k8s\0"
 DEPTH = 64
@@ -194,7 +195,7 @@ def _time(data: bytes, word: str) -> str | None:
         instant = _EPOCH + timedelta(seconds=seconds, microseconds=nanos // 1000)
     except OverflowError as error:
         raise Malformed("a time out of range") from error
-    return instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if word == "microtime" else "%Y-%m-%dT%H:%M:%SZ")
+    return written(instant, word)
 
 
 def _number(word: str, value: int) -> int | bool:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 NANO = 10**9
 PATTERN = "^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$"
+_MOST = Fraction((1 << 63) - 1)  # what is more, Kubernetes takes for this
 _NUMBER = re.compile(r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))(.*)")
 _EXPONENT = re.compile(r"[eE]([+-]?[0-9]{1,3})")
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
@@ -69,5 +70,5 @@ def _parse(text: str) -> tuple[int, str]:
         scaled, family = number * Fraction(10) ** int(exponent[1]), "exponent"
     else:
         raise NotAQuantity
-    exact = scaled * NANO
+    exact = max(-_MOST, min(scaled, _MOST)) * NANO
     return -(-exact.numerator // exact.denominator) if exact > 0 else exact.numerator // exact.denominator, family

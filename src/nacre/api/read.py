@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from nacre.api import meta, objects, selectors, table
 from nacre.api.kind import Kind, Object
 from nacre.api.objects import encode
@@ -21,6 +23,7 @@ _STALE_TOKEN = (
     "The provided continue parameter is too old to display a consistent list result. "
     "You can start a new list without the continue parameter."
 )
+_DIGITS = 18  # of a number that SQLite and every client can hold
 _PAGE = 500  # entries read at once while a selector looks for matches
 
 
@@ -87,7 +90,7 @@ def parse_query(kind: Kind, namespace: str, name: str, raw: dict[str, str], form
         timeout_s=float(timeout) if timeout else float(WATCH_S),
         form=form,
     )
-    if query.resource_version and not query.resource_version.isdecimal():
+    if query.resource_version and not _is_whole(query.resource_version):
         raise bad_request(
             f'invalid resource version "{query.resource_version}": strconv.ParseUint: parsing "{query.resource_version}": invalid syntax'
         )
@@ -103,9 +106,13 @@ def _whole(raw: dict[str, str], name: str, default: int) -> int:
     text = raw.get(name, "")
     if not text:
         return default
-    if not text.isdecimal():
+    if not _is_whole(text):
         raise bad_request(f"{name}: {text!r} is not a whole number")
     return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS
 
 
 class Reader:
@@ -149,10 +156,10 @@ class Reader:
         """(revision to read at, 0 for the newest; key to go on after)."""
         if query.token:
             try:
-                revision, after = json.loads(base64.urlsafe_b64decode(query.token))
-            except ValueError as error:
+                revision, after = msgspec.json.decode(base64.urlsafe_b64decode(query.token), type=tuple[int, str])
+            except (ValueError, RecursionError) as error:
                 raise bad_request("continue key is not valid: illegal token") from error
-            if not isinstance(revision, int) or not isinstance(after, str) or not after.startswith(query.prefix):
+            if not after.startswith(query.prefix):
                 raise bad_request("continue key is not valid")
             return revision, after
         wanted = int(query.resource_version or 0)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from nacre.api import access, decode, discovery, kinds, objects, openapi
+from nacre.api import access, decode, discovery, kinds, managed, objects, openapi
 from nacre.api.admission import Admission
 from nacre.api.binding import bind
 from nacre.api.delete import Deleter
@@ -22,7 +23,7 @@ from nacre.api.kind import Kind
 from nacre.api.read import Form, Reader, parse_query, truth
 from nacre.api.status import Refusal, bad_request, method_not_allowed, no_such_path, unsupported
 from nacre.api.store import StorageFailed, Store
-from nacre.api.streams import Streams
+from nacre.api.streams import Streams, send
 from nacre.api.write import Call, Writer
 
 log = logging.getLogger("nacre.api")
@@ -90,6 +91,10 @@ class Api:
         except web.HTTPRequestEntityTooLarge:
             words = f"Request entity too large: limit is {decode.BODY_LIMIT}"
             return _refused(Refusal(413, "RequestEntityTooLarge", words))
+        except web.RequestPayloadError as error:
+            return _refused(bad_request(f"the body of the request cannot be read: {error}"))
+        except RecursionError:
+            return _refused(bad_request("the body of the request is nested too deeply"))
         except ConnectionError:
             raise
         except Exception as error:
@@ -136,17 +141,8 @@ class Api:
         chunks = self._reader.watch(parsed)
         first = await anext(chunks)  # refusals come before the answer's head
         response = web.StreamResponse(headers={"Content-Type": _JSON, "Cache-Control": "no-cache, private"})
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        try:
-            if first:
-                await response.write(first)
-            async for chunk in chunks:
-                await response.write(chunk)
-            await response.write_eof()
-        finally:
-            await chunks.aclose()
-        return response
+        async with contextlib.aclosing(chunks):
+            return await send(request, response, chunks, first)
 
     # ---- writing
 
@@ -240,7 +236,6 @@ def _call(request: web.BaseRequest, kind: Kind, target: Target, verb: str, user:
     dry = request.query.getall("dryRun", [])
     if any(word != "All" for word in dry):
         raise bad_request(f'dryRun: Unsupported value: "{dry[0]}": supported values: "All"')
-    manager = query.get("fieldManager") or request.headers.get("User-Agent", "").split("/", 1)[0][:128] or "unknown"
     return Call(
         kind=kind,
         namespace=target.namespace,
@@ -248,12 +243,23 @@ def _call(request: web.BaseRequest, kind: Kind, target: Target, verb: str, user:
         subresource=target.subresource,
         verb=verb,
         user=user,
-        manager=manager,
+        manager=_manager(query.get("fieldManager", ""), request.headers.get("User-Agent", "")),
         validation=validation,
         dry_run=bool(dry),
         force=truth(query.get("force")),
         content_type=request.headers.get("Content-Type", ""),
     )
+
+
+def _manager(asked: str, agent: str) -> str:
+    """Who owns the fields of a write; raises Refusal 422. Of the client's name only what prints: a header may hold any bytes."""
+    causes = managed.check_manager(asked)
+    if causes:
+        refusal = Refusal(422, "Invalid", f'CreateOptions.meta.k8s.io "" is invalid: {causes[0]}')
+        refusal.details["causes"] = [{"reason": one.reason, "message": one.message, "field": one.field} for one in causes]
+        raise refusal
+    own = "".join(letter for letter in agent.split("/", 1)[0] if letter.isprintable())
+    return asked or own[: managed.MANAGER_LIMIT] or "unknown"
 
 
 # ---- negotiation and answers

@@ -154,8 +154,12 @@ def _time(value: str, word: str) -> str:
         instant = datetime.datetime.fromisoformat(value.upper().replace("Z", "+00:00")).astimezone(datetime.UTC)
     except (ValueError, OverflowError) as error:
         raise Mistyped(f'parsing time "{value}" as "2006-01-02T15:04:05Z07:00": cannot parse "{value}" as "2006"') from error
-    digits = "%Y-%m-%dT%H:%M:%S.%fZ" if word == "microtime" else "%Y-%m-%dT%H:%M:%SZ"
-    return instant.strftime(digits)
+    return written(instant, word)
+
+
+def written(instant: datetime.datetime, word: str) -> str:
+    """A UTC `instant` in the form of "time" or "microtime"; the year has four digits, which strftime does not see to."""
+    return instant.replace(tzinfo=None).isoformat(timespec="microseconds" if word == "microtime" else "seconds") + "Z"
 
 
 def _zero(kind: Type) -> Any:

@@ -1,4 +1,4 @@
-"""log, exec, attach: relayed to the kubelet of the pod's node.
+"""log, exec, attach: relayed to the kubelet of the pod's node; and `send`, how an answer without an end known goes out.
 
 Logs are copied chunk by chunk; exec and attach are upgraded connections (WebSocket) whose bytes are passed on unread, both ways,
 each side paused while the other cannot take more. The server shows the kubelet its own certificate (`apiserver`).
@@ -7,7 +7,9 @@ each side paused while the other cannot take more. The server shows the kubelet 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,6 +23,8 @@ from nacre.api.status import Refusal, bad_request, method_not_allowed, not_found
 from nacre.api.store import Store
 from nacre.api.write import Call
 from nacre.wire.relay import relay
+
+log = logging.getLogger("nacre.api")
 
 CONNECT_S = 10.0
 HEAD_LIMIT = 64 * 1024
@@ -112,6 +116,8 @@ class Streams:
                 return await _copy(request, answer)
         except aiohttp.ClientConnectorError as error:
             raise _unreachable(endpoint.node, f"dial tcp {endpoint.authority}: {error}") from error
+        except aiohttp.ClientError as error:
+            raise _unreachable(endpoint.node, f"it ended the connection before it answered: {error}") from error
 
     # ---- exec and attach
 
@@ -151,11 +157,30 @@ async def _copy(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web
     if answer.status >= 400:
         raise _as_refusal(answer.status, await answer.read())
     response = web.StreamResponse(status=answer.status, headers={"Content-Type": "text/plain"})
+    return await send(request, response, answer.content.iter_any())
+
+
+async def send(
+    request: web.BaseRequest, response: web.StreamResponse, chunks: AsyncIterator[bytes], first: bytes = b""
+) -> web.StreamResponse:
+    """`first` and `chunks` as they come. A fault after the head cuts the connection: an orderly end would say that this is all.
+
+    It is not raised: aiohttp would log it as an error of the handler, a client's going away included.
+    """
     response.enable_chunked_encoding()
     await response.prepare(request)
-    async for chunk in answer.content.iter_any():
-        await response.write(chunk)
-    await response.write_eof()
+    try:
+        if first:
+            await response.write(first)
+        async for chunk in chunks:
+            await response.write(chunk)
+        await response.write_eof()
+    except ConnectionError:
+        request.protocol.force_close()
+    except Exception as error:
+        foreign = isinstance(error, aiohttp.ClientError)  # the kubelet's end, not a fault of ours
+        log.warning("%s %s is cut short: %s", request.method, request.path, error, exc_info=not foreign)
+        request.protocol.force_close()
     return response
 
 

@@ -85,7 +85,7 @@ class Writer:
         kind.defaults(thing)
         self._admission.create(kind, thing)
         refused, warned = unsupported.judge(kind.group, kind.name, thing)
-        causes = meta.check(kind, thing) + kind.check(thing) + refused
+        causes = meta.check(kind, thing) + managed.check(thing) + kind.check(thing) + refused
         if causes:
             raise invalid(kind, name, causes)
         call.warnings += warned
@@ -159,6 +159,7 @@ class Writer:
             thing = reader.read(tree, call.kind.structure)
         except Mistyped as error:
             raise Refusal(422, "Invalid", f'{call.kind.name} "{call.name}" is invalid: patch: Invalid value: {error}') from error
+        thing.setdefault("metadata", {})
         self._strict(call, reader.strict, prefix="")
         return thing
 
@@ -179,6 +180,8 @@ class Writer:
             old = objects.load_entry(call.kind, entry)
             meta.precondition(call.kind, old, expect, uid)
             new = act(copy.deepcopy(old))
+            if causes := meta.check_identity(new, old):
+                raise invalid(call.kind, call.name, causes)
             stated = new["metadata"].get("resourceVersion", "")
             if stated and stated != old["metadata"]["resourceVersion"]:
                 raise conflict(call.kind, call.name)

@@ -95,14 +95,16 @@ def _row(pod: Object, now: datetime) -> list[Any]:
     initializing = ""
     for index, one in enumerate(status.get("initContainerStatuses", [])):
         restarts, restarted = restarts + one.get("restartCount", 0), max(restarted, _last_end(one))
-        sidecar = one["name"] in sidecars
+        sidecar = one.get("name") in sidecars
         ready += sidecar and bool(one.get("ready"))
         initializing = initializing or _init_word(one, index, len(spec.get("initContainers", [])), sidecar=sidecar)
     initialized = any(one.get("type") == "Initialized" and one.get("status") == "True" for one in status.get("conditions", []))
     if initializing and not initialized:
         word = initializing
     else:
-        restarts = sum(one.get("restartCount", 0) for one in status.get("initContainerStatuses", []) if one["name"] in sidecars)
+        restarts = sum(
+            one.get("restartCount", 0) for one in status.get("initContainerStatuses", []) if one.get("name") in sidecars
+        )
         word, ready, restarts, restarted = _running(status, word, ready, restarts, restarted if sidecars else "")
     if pod["metadata"].get("deletionTimestamp"):
         if status.get("reason") == "NodeLost":
