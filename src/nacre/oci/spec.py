@@ -6,11 +6,10 @@ and no string holds what a system call could not take. Meaning that needs the ho
 
 from __future__ import annotations
 
-import json
 import os
-import re
 
 from nacre.oci.errors import Invalid
+from nacre.oci.jsontext import loads
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
@@ -143,14 +142,15 @@ CONFIG: Tree = {
 }
 
 NAMESPACES = frozenset({"pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"})
-_SEMANTIC_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?")
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,1023}")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+_ID_SIGNS = _LETTERS | set(".+-")
+_VERSION_SIGNS = _LETTERS - {"_"} | set(".-")
 _INTEGERS = {"int": (-(1 << 63), (1 << 63) - 1), "uint": (0, (1 << 64) - 1), "u32": (0, (1 << 32) - 1)}
 
 
 def check_id(identifier: str) -> str:
     """A container id as runtimes take it: letters, digits, `_.+-`, not beginning with a dot. Raises Invalid."""
-    if not _IDENTIFIER.fullmatch(identifier):
+    if not (0 < len(identifier) <= 1024 and identifier[0] in _LETTERS and _ID_SIGNS.issuperset(identifier)):
         raise Invalid(
             what=f"use {identifier!r} as container id",
             cause="an id has letters, digits and _ . + -, and begins with no punctuation",
@@ -180,7 +180,7 @@ def load(bundle: str, path: str = "") -> Tree:
 def parse(data: bytes | str, what: str) -> Any:
     """JSON text to a tree. Raises Invalid with the place of the mistake."""
     try:
-        return json.loads(data)
+        return loads(data)
     except (ValueError, RecursionError) as error:
         raise Invalid(what=what, cause=f"not JSON: {error}" if isinstance(error, ValueError) else "nested too deeply") from error
 
@@ -190,14 +190,26 @@ def check(document: Any, what: str = "read config.json") -> Tree:
     if not isinstance(document, dict):
         raise Invalid(what=what, cause=f"the document is {_kind(document)}, not an object")
     version = document.get("ociVersion")
-    found = _SEMANTIC_VERSION.fullmatch(version) if isinstance(version, str) else None
-    if found is None:
+    if not isinstance(version, str) or not _is_version(version):
         raise Invalid(what=what, cause=f"ociVersion is {version!r}, not a version such as {VERSION}")
-    if found.group(1) != "1":
+    if not version.startswith("1."):
         raise Invalid(what=what, cause=f"ociVersion {version} is not of the major version 1")
     tree = _walk(document, CONFIG, "", what)
     _check_meaning(tree, what)
     return dict(tree)
+
+
+def _is_version(text: str) -> bool:
+    """Three numbers, then perhaps `-` and a pre-release, then perhaps `+` and a build (semver.org)."""
+    text, plus, build = text.partition("+")
+    text, dash, early = text.partition("-")
+    extras = [word for mark, word in ((dash, early), (plus, build)) if mark]
+    numbers = text.split(".")
+    return (
+        len(numbers) == 3
+        and all(number.isascii() and number.isdecimal() for number in numbers)
+        and all(word and _VERSION_SIGNS.issuperset(word) for word in extras)
+    )
 
 
 def check_process(document: Any, what: str = "read the process") -> Tree:
@@ -320,10 +332,25 @@ def _check_meaning(tree: Tree, what: str) -> None:
     for index, mount in enumerate(tree.get("mounts", ())):
         if bool(mount.get("uidMappings")) != bool(mount.get("gidMappings")):
             raise Invalid(what=what, cause=f"mounts[{index}] has mappings of users or groups alone")
+    _check_net_devices(linux.get("netDevices", {}), kinds, what)
     if "hostname" in tree and "uts" not in kinds:
         raise Invalid(what=what, cause="hostname is set without a uts namespace: it would rename the host")
     if "domainname" in tree and "uts" not in kinds:
         raise Invalid(what=what, cause="domainname is set without a uts namespace: it would rename the host")
+
+
+def _check_net_devices(devices: Tree, kinds: set[str], what: str) -> None:
+    if devices and "network" not in kinds:
+        raise Invalid(what=what, cause="linux.netDevices is set without a network namespace: they would stay where they are")
+    taken: set[str] = set()
+    for key, device in devices.items():
+        name, place = device.get("name") or key, f'linux.netDevices["{key}"]'
+        plain = name.replace("%d", "", 1)
+        if not 0 < len(key) < 16 or not 0 < len(name) < 16 or name in (".", "..") or set(plain) & set("/:% \t\n\r\v\f"):
+            raise Invalid(what=what, cause=f"{place}: {name!r} is no name of a network device")
+        if name == plain and name in taken:
+            raise Invalid(what=what, cause=f"{place}: a second device is to be called {name}")
+        taken.add(name)
 
 
 def _check_resources(resources: Tree, what: str) -> None:

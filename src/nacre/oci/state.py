@@ -12,24 +12,22 @@ A kill before the first state.json leaves an empty directory, which `delete --fo
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from contextlib import contextmanager
-from enum import StrEnum
 
 from nacre.oci.errors import AlreadyExists, Failure, NotFound, WrongStatus
+from nacre.oci.jsontext import dumps, loads
 from nacre.oci.values import Value
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
 FORMAT = 1
 
 
-class Status(StrEnum):
-    """runtime.md "State", and `paused`, which every runtime adds."""
+class Status:
+    """runtime.md "State", and `paused`, which every runtime adds. Plain words: the module enum takes longer to load than a command to run."""
 
     CREATING = "creating"
     CREATED = "created"
@@ -38,7 +36,7 @@ class Status(StrEnum):
     STOPPED = "stopped"
 
 
-_NEXT: dict[Status, frozenset[Status]] = {
+_NEXT: dict[str, frozenset[str]] = {
     Status.CREATING: frozenset({Status.CREATED, Status.STOPPED}),
     Status.CREATED: frozenset({Status.RUNNING, Status.STOPPED}),
     Status.RUNNING: frozenset({Status.PAUSED, Status.STOPPED}),
@@ -53,7 +51,7 @@ class Record(Value):
     id: str
     root: str  # the runtime's root: ROOT/ID is the directory
     bundle: str  # absolute
-    status: Status = Status.CREATING
+    status: str = Status.CREATING
     pid: int = 0  # init, as the host numbers it
     start_time: int = 0  # of init, clock ticks since boot: tells it from a later process of the same number
     creator: int = 0  # who is creating; a dead one in status creating never finished
@@ -81,7 +79,7 @@ class Record(Value):
         return os.path.join(self.root, self.id)
 
 
-def advance(record: Record, to: Status, **facts: Any) -> Record:
+def advance(record: Record, to: str, **facts: Any) -> Record:
     """The only way a status changes. The caller holds the container's lock; on return the new record is in its file."""
     if to not in _NEXT[record.status]:
         raise WrongStatus(what=f"move container {record.id} to {to}", cause=f"it is {record.status}")
@@ -96,7 +94,7 @@ def save(record: Record) -> None:
     path = os.path.join(record.directory, "state.json")
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(document, separators=(",", ":")).encode())
+        os.write(fd, dumps(document).encode())
     finally:
         os.close(fd)
     os.rename(path + ".new", path)
@@ -110,11 +108,11 @@ def read(root: str, identifier: str) -> Record:
     except OSError as error:
         raise NotFound(what=f"find container {identifier}", cause=f"there is no {path} ({error.strerror})") from error
     try:
-        document = json.loads(os.read(fd, 16 << 20))
+        document = loads(os.read(fd, 16 << 20))
         if document["format"] != FORMAT:
             raise Failure(what=f"read {path}", cause=f"it has format {document['format']}, this nacre knows {FORMAT}")
         facts = {name: _typed(name, kind, document[name]) for name, kind in Record.__annotations__.items() if name in document}
-        return Record(**facts | {"status": Status(facts["status"]), "root": root})
+        return Record(**facts | {"root": root})
     except (ValueError, KeyError, TypeError) as error:
         raise Failure(
             what=f"read {path}", cause=f"it is damaged: {error}", remedy=f"delete --force {identifier}, then create it anew"
@@ -126,7 +124,7 @@ def read(root: str, identifier: str) -> Record:
 def keep_process(record: Record, tree: Mapping[str, Any]) -> None:
     """Not synced: a power cut ends the container too."""
     with open(os.path.join(record.directory, "process.json"), "w", encoding="utf-8") as file:
-        file.write(json.dumps(tree))
+        file.write(dumps(tree))
 
 
 def kept_process(record: Record) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def kept_process(record: Record) -> dict[str, Any]:
     path = os.path.join(record.directory, "process.json")
     try:
         with open(path, "rb") as file:
-            return dict(json.loads(file.read()))
+            return dict(loads(file.read()))
     except (OSError, ValueError) as error:
         raise Failure(what=f"read {path}", cause=str(error), remedy="give the process by --process") from error
 
@@ -146,6 +144,8 @@ def _typed(name: str, kind: str, value: Any) -> Any:
     fine = type(value) is wanted
     if fine and wanted is int:
         fine = low <= value <= high
+    elif fine and name == "status":
+        fine = value in _NEXT
     elif fine and wanted is str:
         fine = value.isprintable()
     elif fine and name == "hooks":
@@ -182,21 +182,29 @@ def _taken(root: str, identifier: str) -> AlreadyExists:
     return AlreadyExists(what=f"create container {identifier}", cause=f"the id is taken: {holder}")
 
 
-@contextmanager
-def locked(root: str, identifier: str, *, exclusive: bool = True) -> Iterator[int]:
+class locked:  # used as a function; see linux.pids.owned
     """The container's directory, open and locked for the block. Raises NotFound."""
-    directory = os.path.join(root, identifier)
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotFound(what=f"find container {identifier}", cause=f"there is no {directory} ({error.strerror})") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        if os.fstat(fd).st_nlink == 0:
-            raise NotFound(what=f"find container {identifier}", cause="it was deleted meanwhile")
-        yield fd
-    finally:
-        os.close(fd)
+
+    def __init__(self, root: str, identifier: str, *, exclusive: bool = True) -> None:
+        self._directory, self._exclusive = os.path.join(root, identifier), exclusive
+        self._what = f"find container {identifier}"
+
+    def __enter__(self) -> int:
+        try:
+            self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(what=self._what, cause=f"there is no {self._directory} ({error.strerror})") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX if self._exclusive else fcntl.LOCK_SH)
+            if os.fstat(self._fd).st_nlink == 0:
+                raise NotFound(what=self._what, cause="it was deleted meanwhile")
+        except BaseException:
+            os.close(self._fd)
+            raise
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def identifiers(root: str) -> list[str]:

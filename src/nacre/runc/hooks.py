@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from nacre.linux.libc import owned
 from nacre.linux.memfd import from_bytes
 from nacre.linux.process import pidfd_open, pidfd_send_signal
+from nacre.oci.jsontext import dumps
 from nacre.runc.failures import HookFailed
 
 TYPE_CHECKING = False  # see oci.values
@@ -22,7 +22,7 @@ def run(point: str, hook: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Run one hook to its end. Raises HookFailed for a status that is not 0, a hook that cannot be executed, or one too late."""
     what = f"run the {point} hook {hook['path']}"
     with (
-        owned(from_bytes("nacre-state", json.dumps(state).encode())) as stdin,
+        owned(from_bytes("nacre-state", dumps(state).encode())) as stdin,
         owned(os.memfd_create("nacre-hook-output", os.MFD_CLOEXEC)) as output,
     ):
         environment = dict(entry.partition("=")[::2] for entry in hook.get("env", ()))

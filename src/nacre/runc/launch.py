@@ -6,7 +6,6 @@ The caller is single-threaded or at least holds no lock another thread could lea
 from __future__ import annotations
 
 import array
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from nacre.linux import namespaces, process
 from nacre.linux.libc import SyscallError, owned
 from nacre.linux.namespaces import KINDS, Clone
 from nacre.oci.errors import Failure, decode
+from nacre.oci.jsontext import loads
 from nacre.oci.values import Value
 from nacre.runc import init
 from nacre.runc.failures import InitDied, step_failed
@@ -112,7 +112,7 @@ class Launcher:
             raise OSError(int(words[1]) if len(words) > 1 else 0, "joining the user namespace failed")
         return int(words[0])
 
-    def wait(self, on_hooks: Callable[[], None] | None = None) -> Child:
+    def wait(self, act_from_outside: Callable[[], None] | None = None) -> Child:
         """Serve the child until it says "created" or, having executed, hangs up. Raises what it reports, or InitDied."""
         child = Child(self.pid)
         while True:
@@ -122,7 +122,7 @@ class Launcher:
                     child.console = array.array("i", content)[0]
             if not data:
                 raise self._died()
-            message = json.loads(data)
+            message = loads(data)
             if "failure" in message:
                 raise decode(message["failure"])
             stage = message["stage"]
@@ -131,8 +131,8 @@ class Launcher:
                 return child
             if stage == "maps":
                 self._write_maps()
-            elif stage == "hooks" and on_hooks is not None:
-                on_hooks()
+            elif stage == "outside" and act_from_outside is not None:
+                act_from_outside()
             self._channel.sendall(b".")
 
     def await_execution(self, child: Child, record: Record) -> None:

@@ -8,7 +8,6 @@ a process that is forked often (a shim, the guest agent) has imported that.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import time
@@ -17,6 +16,7 @@ from nacre.linux import pids
 from nacre.linux.pids import owned
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, NotFound, WrongStatus, decode
+from nacre.oci.jsontext import loads
 from nacre.oci.state import Record, Status, advance
 from nacre.runc.failures import InitDied
 
@@ -70,7 +70,7 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
 def hear_execution(channel: socket.socket, warnings: list[str], record: Record, pid: int) -> None:
     """Read what process `pid` says up to its execve(2), which closes the channel. Raises the Failure it reports."""
     while data := channel.recv(65536):
-        message = json.loads(data)
+        message = loads(data)
         if "failure" in message:
             raise decode(message["failure"])
         if message.get("stage") == "listener":
@@ -103,7 +103,7 @@ def _check_executed(record: Record) -> None:
 # -- looking
 
 
-def current_status(record: Record) -> Status:
+def current_status(record: Record) -> str:
     """What the container is now: the record, corrected by what its process has done since."""
     if record.status == Status.CREATING:
         return Status.CREATING if pids.status(record.creator) else Status.STOPPED
@@ -115,12 +115,12 @@ def current_status(record: Record) -> Status:
     return record.status
 
 
-def oci_state(record: Record, status: Status) -> dict[str, Any]:
+def oci_state(record: Record, status: str) -> dict[str, Any]:
     """runtime.md "State"."""
     return {
         "ociVersion": record.oci_version or _own_version(),
         "id": record.id,
-        "status": str(status),
+        "status": status,
         "pid": 0 if status == Status.STOPPED else record.pid,
         "bundle": record.bundle,
         "annotations": record.annotations,

@@ -6,7 +6,6 @@ A failure is told on stderr and in `--log`, as text or JSON lines of the shape t
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ import time
 from nacre import __version__, runc
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid, Unsupported, from_exception
+from nacre.oci.jsontext import dumps
 from nacre.runc import options as words_of
 
 TYPE_CHECKING = False  # see oci.values
@@ -71,9 +71,9 @@ def _log(shared: Options, level: str, message: str, evidence: Sequence[str] = ()
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     text = "\n".join([message, *evidence])
     if shared.get("log-format") == "json":
-        line = json.dumps({"level": level, "msg": text, "time": now})
+        line = dumps({"level": level, "msg": text, "time": now})
     else:
-        line = f'time="{now}" level={level} msg={json.dumps(text)}'
+        line = f'time="{now}" level={level} msg={dumps(text)}'
     try:
         with open(shared["log"], "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -268,7 +268,7 @@ def _start(call: _Call) -> int:
 
 
 def _state(call: _Call) -> int:
-    print(json.dumps(runc.state(call.root, call.id), indent=2))
+    print(dumps(runc.state(call.root, call.id), indent=2))
     return 0
 
 
@@ -300,7 +300,7 @@ def _list(call: _Call) -> int:
     if call.options.get("quiet"):
         print(*(one["id"] for one in states), sep="\n", end="\n" if states else "")
     elif call.options.get("format") == "json":
-        print(json.dumps(states))
+        print(dumps(states))
     else:
         rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         rows += [(one["id"], str(one["pid"]), one["status"], one["bundle"], one["created"], one["owner"]) for one in states]
@@ -313,7 +313,7 @@ def _list(call: _Call) -> int:
 def _ps(call: _Call) -> int:
     pids = runc.processes(call.root, call.id)
     if call.options.get("format") == "json":
-        print(json.dumps(pids))
+        print(dumps(pids))
         return 0
     import subprocess
 
@@ -340,7 +340,7 @@ def _events(call: _Call) -> int:
             "memory": {"usage": {"usage": figures.get("memory_bytes", 0), "limit": figures.get("memory_limit_bytes", 0)}},
             "pids": {"current": figures.get("pids", 0)},
         }
-        print(json.dumps({"type": "stats", "id": call.id, "data": data}), flush=True)
+        print(dumps({"type": "stats", "id": call.id, "data": data}), flush=True)
         if call.options.get("stats") or runc.state(call.root, call.id)["status"] == "stopped":
             return 0
         select.select([], [], [], float(interval))
@@ -389,7 +389,7 @@ def _update(call: _Call) -> int:
 def _features(call: _Call) -> int:
     from nacre.runc import templates
 
-    print(json.dumps(templates.features(), indent=2))
+    print(dumps(templates.features(), indent=2))
     return 0
 
 
@@ -400,8 +400,7 @@ def _spec(call: _Call) -> int:
     document = templates.spec(rootless=call.options.get("rootless", False))
     try:
         with open(path, "x", encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
-            file.write("\n")
+            file.write(dumps(document, indent=2) + "\n")
     except FileExistsError:
         raise Invalid(what=f"write {path}", cause="it exists", remedy="remove it first") from None
     return 0
