@@ -50,6 +50,7 @@ class Config:
     cgroup_driver: str = "cgroupfs"  # or systemd, where it is the init
     handlers: dict[str, HandlerConfig] = field(default_factory=dict)
     kata: KataConfig = field(default_factory=KataConfig)
+    pods_per_shim: int = 16  # of handler runc; what one killed shim takes with it. 1: each pod has its own, and 2 MB more
 
     @property
     def data(self) -> str:
@@ -142,6 +143,8 @@ def load(prefix: str | None = None) -> Config:
     config: Config = _typed(Config, defaults | document | {"handlers": handlers, "kata": kata}, "", path)
     if config.cgroup_driver not in ("cgroupfs", "systemd"):
         raise Invalid(what=f"read {path}", cause=f"cgroup_driver is {config.cgroup_driver!r}", remedy="use cgroupfs or systemd")
+    if config.pods_per_shim < 1:
+        raise Invalid(what=f"read {path}", cause=f"pods_per_shim is {config.pods_per_shim}", remedy="1 gives each pod its own")
     return config
 
 

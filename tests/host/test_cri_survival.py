@@ -109,7 +109,8 @@ def test_a_kill_in_the_middle_of_load_loses_no_pod_that_was_told_and_leaves_noth
     assert_settled(service.prefix, before)
 
 
-def test_a_killed_shim_takes_its_pod_at_once_and_it_is_said(service: Cri) -> None:
+def test_a_killed_shim_takes_its_pod_at_once_and_it_is_said(own_cri: Callable[..., Cri]) -> None:
+    service = own_cri(settings="pods_per_shim = 1\n")
     with service.pod("orphaned") as pod, service.pod("other") as other:
         ended = pod.start("sh", "-c", "exit 4")
         service.ended(ended)
@@ -156,7 +157,7 @@ def test_a_command_whose_shim_is_killed_is_answered_at_once(service: Cri) -> Non
 
 
 def test_a_killed_zygote_touches_no_pod_and_is_replaced(own_cri: Callable[..., Cri]) -> None:
-    service = own_cri()
+    service = own_cri(settings="pods_per_shim = 1\n")
     assert service.process is not None
     pod = service.run_pod()
     made = pod.start(*FOREVER)

@@ -30,6 +30,7 @@ def test_a_child_that_is_asked_does_the_second_thing_in_the_process_of_the_first
         "make",
         lambda: ({"pid": sleeper.pid, "by": os.getpid()}, []),
         lambda: ({"written": os.write(write, str(os.getpid()).encode())}, []),
+        keep=[write],
     )
     answer, _none = child.hear("make")
     assert child.go_on("start")
@@ -44,6 +45,16 @@ def test_a_child_leaves_with_the_process_that_it_made_and_says_no_when_it_is_ask
     sleeper.kill()
     os.waitid(os.P_PID, answer["by"], os.WEXITED | os.WNOWAIT)
     assert not child.go_on("start")
+
+
+def test_a_child_holds_of_our_descriptors_what_it_was_given_alone() -> None:
+    given, other = os.pipe()
+    answer, _none = in_child("look", lambda: ({"open": os.listdir("/proc/self/fd")}, []), keep=[given])
+    numbers = {int(name) for name in answer["open"]}
+    assert given in numbers and other not in numbers
+    assert len(numbers - {0, 1, 2, given}) == 2  # the socket it answers by, and the listing itself
+    os.close(given)
+    os.close(other)
 
 
 def test_the_second_thing_raises_what_it_raised(sleeper: subprocess.Popen[bytes]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nacre import runc
 from nacre.config import Config
-from nacre.cri.shims import Connection, ShimDied, Zygote, connect
+from nacre.cri.shims import Connection, ShimDied, Zygote, connect, roomy
 from nacre.cri.store import ContainerRecord, SandboxRecord, Store
 from nacre.images import Store as Images
 from nacre.linux import cgroup_names, cgroup_systemd, cgroups, mounts, process
@@ -74,12 +74,14 @@ class Pods:
 
     async def spawn(self, sandbox: str, handler: str) -> Connection:
         known = self.config.handlers.get(handler)
+        kind = "foreign" if known is not None and known.binary else handler
         made = await self.zygote.spawn(
             self.directory(sandbox),
-            "foreign" if known is not None and known.binary else handler,
+            kind,
             lambda event: self._event(sandbox, event),
             lambda: self._closed(sandbox),
             lambda: busy_with(self.directory(sandbox)),
+            roomy(self.connections.values(), self.config.pods_per_shim) if kind == "runc" else None,
         )
         self.connections[sandbox] = made
         return made

@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,8 +59,15 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         self.closed = False
+        self.shared = 0  # pid of a shim that may be given further pods: of handler runc, and forked for us, so of our own code
+        self._slow = False
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._readable)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the other end has something to do, or was too slow when it last had."""
+        return self._slow or bool(self._waiting)
 
     async def ask(self, op: str, descriptors: Sequence[int] = (), **request: Any) -> tuple[dict[str, Any], list[int]]:
         """(result, descriptors that came with it, the caller's). Raises the Failure that was answered, ShimDied, ShimSlow."""
@@ -79,6 +86,7 @@ class Connection:
         except ValueError as error:
             raise Invalid(what=f"ask {self._who} to {op.replace('_', ' ')}", cause=str(error)) from error
         except TimeoutError:
+            self._slow = True
             cause = f"it has not answered for {DEADLINES_S.get(op, DEADLINE_S):.0f} s"
             raise ShimSlow(what=f"ask {self._who} to {op.replace('_', ' ')}", cause=cause, evidence=self._evidence()) from None
         finally:
@@ -128,6 +136,7 @@ class Connection:
         if message is None:
             self.close()
             return
+        self._slow = False
         future = self._waiting.get(message.get("id", 0))
         if future is None or future.done():
             messages.close(descriptors)
@@ -205,18 +214,25 @@ class Zygote:
         on_event: Event,
         on_close: Callable[[], None],
         evidence: Callable[[], tuple[str, ...]] = tuple,
+        beside: Connection | None = None,
     ) -> Connection:
-        """A new shim for the pod at `directory`, connected."""
+        """A shim for the pod at `directory`, connected: that of the pod `beside`, else a new one."""
         path = f"{directory}/shim.sock"
         with listening(path) as listener:
-            try:
-                pid = await self._ask_to_spawn(listener, directory, handler)
-            except ShimDied:  # it was killed while we asked: no shim has the socket yet
-                pid = await self._ask_to_spawn(listener, directory, handler)
+            pid = await _adopted(beside, listener, directory, handler) if beside is not None else 0
+            pid = pid or await self._forked(listener, directory, handler)
         found = process.status(pid)
         document = {"version": messages.VERSION, "pid": pid, "start_time": found[2] if found else 0, "handler": handler}
         write_json(f"{directory}/shim.json", document)
-        return connect(path, on_event, on_close, evidence)
+        made = connect(path, on_event, on_close, evidence)
+        made.shared = pid if handler == "runc" else 0
+        return made
+
+    async def _forked(self, listener: socket.socket, directory: str, handler: str) -> int:
+        try:
+            return await self._ask_to_spawn(listener, directory, handler)
+        except ShimDied:  # it was killed while we asked: no shim has the socket yet
+            return await self._ask_to_spawn(listener, directory, handler)
 
     async def _ask_to_spawn(self, listener: socket.socket, directory: str, handler: str) -> int:
         async with self._starting:
@@ -232,6 +248,24 @@ class Zygote:
             self._connection.close()
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
+
+
+async def _adopted(beside: Connection, listener: socket.socket, directory: str, handler: str) -> int:
+    """The pid of the shim that has taken the pod up; 0 when that shim has died, so that nobody holds the socket but us."""
+    try:
+        await beside.ask("adopt", [listener.fileno()], directory=directory, handler=handler)
+    except ShimDied:
+        return 0
+    return beside.shared
+
+
+def roomy(connections: Iterable[Connection], limit: int) -> Connection | None:
+    """A connection of the first shim that holds fewer than `limit` pods and has nothing to do: pods made at once are made by several."""
+    shims: dict[int, list[Connection]] = {}
+    for connection in connections:
+        if connection.shared and not connection.closed:
+            shims.setdefault(connection.shared, []).append(connection)
+    return next((pods[0] for pods in shims.values() if len(pods) < limit and not any(pod.busy for pod in pods)), None)
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:

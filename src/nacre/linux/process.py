@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind, syscall
@@ -81,6 +81,16 @@ def close_range(first: int, last: int = 0xFFFFFFFF, *, cloexec: bool = False) ->
                     os.set_inheritable(int(name), False) if cloexec else os.close(int(name))
                 except OSError:
                     continue  # the listing's own descriptor, gone by now
+
+
+def close_all_but(keep: Iterable[int]) -> None:
+    """Every descriptor above 2 that `keep` does not name."""
+    first = 3
+    for fd in sorted(number for number in keep if number > 2):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)
 
 
 class _CloneArgs(ctypes.Structure):

@@ -70,7 +70,8 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
         _reset_signals()
         os.umask(0)
         context = Context(channel=channel.fileno(), gates=gates)
-        _close_others(
+        # What the parent has open (locks, sockets, logs of other containers) must not live on in a process that may wait for days.
+        process.close_all_but(
             {channel.fileno(), *_numbers(orders), *(fd for _, fd in gates), *((listener.fileno(),) if listener else ())}
         )
         _place_stdio(orders.stdio)
@@ -86,7 +87,6 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
             step.run(context)
         current = "wait to be started"
         channel = _created(channel, context, listener)
-        context.channel = channel.fileno()
         for step in orders.after:
             current = step
             if step is orders.after[-1] and context.warnings:
@@ -105,16 +105,6 @@ def _numbers(orders: Orders) -> set[int]:
     named = {fd for fd in orders.stdio if fd is not None} | set(range(3, 3 + orders.keep)) | {0, 1, 2}
     named |= {step.tree for step in orders.before if isinstance(step, BindMount)} - {-1}
     return named | {step.descriptor for step in orders.before if isinstance(step, JoinProcess | EnterProcessRoot)}
-
-
-def _close_others(keep: set[int]) -> None:
-    """What the parent has open (locks, sockets, logs of other containers) must not live on in a process that may wait for days."""
-    first = 3
-    for fd in sorted(number for number in keep if number > 2):
-        if fd > first:
-            process.close_range(first, fd - 1)
-        first = fd + 1
-    process.close_range(first)
 
 
 def _reset_signals() -> None:

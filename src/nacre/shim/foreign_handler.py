@@ -21,7 +21,7 @@ from nacre.linux.cgroups import Cgroup
 from nacre.oci.errors import Failure
 from nacre.oci.handler import Host, Sandbox, Stdio
 from nacre.shim.processes import exit_code, in_child
-from nacre.shim.runc_handler import RuncHandler, standing
+from nacre.shim.runc_handler import RuncHandler, descriptors_of, standing
 
 _LOG, _PID, _CONSOLE = "foreign.log", "foreign.pid", "console.sock"
 _LAST = 4096  # bytes of a log that are read
@@ -70,7 +70,7 @@ class ForeignHandler(RuncHandler):
                 os.unlink("process.json")
             return {"pid": pid}, console
 
-        answer, console = in_child(what, work)
+        answer, console = in_child(what, work, descriptors_of(stdio))
         return int(answer["pid"]), console[0] if console else None
 
     def start(self, container: str) -> int:

@@ -55,7 +55,8 @@ class Loop:
         while not self._ending:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
             for key, _events in self._selector.select(timeout):
-                if key.fd in self._selector.get_map():  # a callback before this one may have let it go
+                watched = self._selector.get_map().get(key.fd)
+                if watched is not None and watched.data is key.data:  # a callback before this one may have let it go
                     _guarded(key.data)
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _guarded(heapq.heappop(self._timers)[2])

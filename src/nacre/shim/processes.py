@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import select
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from nacre.linux.libc import owned
-from nacre.linux.process import pidfd_open
+from nacre.linux.process import close_all_but, pidfd_open
 from nacre.oci.errors import Failure, decode, encode, from_exception
 from nacre.shim import messages
 
@@ -29,13 +30,13 @@ class ChildDied(Failure):
     """A set-up child ended without a word."""
 
 
-def in_child(what: str, work: Work) -> Answer:
-    """Run `work` in a forked child: its memory goes with it, its own children become ours.
+def in_child(what: str, work: Work, keep: Collection[int] = ()) -> Answer:
+    """Run `work` in a forked child: its memory goes with it, its own children become ours. Of our descriptors it has `keep` alone.
 
     Answers what it answers; the descriptors are new here and the caller's. Raises the Failure that it raised, ChildDied if it
     was killed.
     """
-    child = Child(what, work)
+    child = Child(what, work, keep=keep)
     answer = child.hear(what)
     child.end()
     return answer
@@ -46,14 +47,17 @@ class Child:
 
     To be asked it stays until the process ends whose "pid" its first answer named, at most some seconds. Its own children become ours
     when it has ended. What it copied of our memory for the first thing, which is most of its cost, serves the second too.
+
+    Of our descriptors it has `keep` and what it inherits as 0 to 2: another pod's pipe, terminal, connection or lifeline that it held
+    would not end when we close it.
     """
 
-    def __init__(self, what: str, work: Work, then: Work | None = None) -> None:
+    def __init__(self, what: str, work: Work, then: Work | None = None, *, keep: Collection[int] = ()) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
             self._socket.close()
-            _child(what, work, then, theirs)
+            _child(what, work, then, theirs, keep)
         theirs.close()
 
     def hear(self, what: str) -> Answer:
@@ -89,10 +93,12 @@ class Child:
             return 0
 
 
-def _child(what: str, work: Work, then: Work | None, answers: socket.socket) -> None:
+def _child(what: str, work: Work, then: Work | None, answers: socket.socket, keep: Collection[int]) -> None:
     """Never returns: an exception of ours must not unwind into the parent's frames."""
     try:
         gc.disable()
+        signal.set_wakeup_fd(-1)  # the loop's; its number may soon be another file's
+        close_all_but({answers.fileno(), *keep})
         result, descriptors = work()
         messages.send(answers, {"result": result}, descriptors)
         messages.close(descriptors)

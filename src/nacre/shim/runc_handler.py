@@ -79,7 +79,7 @@ class RuncHandler:
         self._sandbox = sandbox
         held, self._lifeline = os.pipe2(os.O_CLOEXEC)
         try:
-            made, _none = in_child(what, lambda: (pod_namespaces.make(sandbox, self._sandbox_group(), held), []))
+            made, _none = in_child(what, lambda: (pod_namespaces.make(sandbox, self._sandbox_group(), held), []), [held])
         except BaseException:
             self.destroy_sandbox()
             raise
@@ -106,7 +106,7 @@ class RuncHandler:
 
         what = f"create container {container[:12]}"
         try:
-            maker = Child(what, work, lambda: done(runc.start, self.root, container))
+            maker = Child(what, work, lambda: done(runc.start, self.root, container), keep=descriptors_of(stdio))
         finally:
             close(stdio)
         answer, descriptors = maker.hear(what)
@@ -191,6 +191,8 @@ class RuncHandler:
     def destroy_sandbox(self) -> None:
         if self._sandbox is None:
             return
+        for container in list(self._makers):
+            self._dismiss_maker(container)
         reaper, self._reaper = self._reaper, 0
         if self._lifeline >= 0:
             os.close(self._lifeline)
@@ -242,9 +244,13 @@ def mount_rootfs(target: str, rootfs: Rootfs) -> None:
     mount_overlay(target, rootfs.lower, rootfs.upper, rootfs.work, volatile=True)
 
 
+def descriptors_of(stdio: Stdio) -> set[int]:
+    return {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None}
+
+
 def close(stdio: Stdio) -> None:
-    for fd in {stdio.stdin, stdio.stdout, stdio.stderr} - {None}:
-        os.close(fd)  # type: ignore[arg-type]  # None is taken out above
+    for fd in descriptors_of(stdio):
+        os.close(fd)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""A shim: the one process that owns a pod's processes, stdio, logs and exit codes, and outlives the daemon.
+"""One pod as its shim supervises it: its processes, stdio, logs and exit codes are owned here, and outlive the daemon.
 
 Files in STATE/pods/SANDBOX, all written whole (temporary name, rename; /run is memory, so no fsync):
-    shim.json                      version, pid, start time, handler: how a new daemon finds it. The daemon that had it forked
-                                   writes it, and sandbox.json beside it: what a shim does once costs its memory for good
+    shim.json                      version, pid, start time, handler: how a new daemon finds it. The daemon that gave the pod
+                                   to it writes it, and sandbox.json beside it: what a shim does once costs its memory for good
     shim.sock                      SOCK_SEQPACKET, mode 0600, see `messages`
     containers/ID/exit.json        the Exit of its process: written before anyone is told
 A kill of the shim leaves these; the daemon then kills the pod's cgroup and reports 137 for what has no exit.json.
@@ -19,47 +19,48 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nacre.kata.handler import KataHandler
-from nacre.linux import process
 from nacre.oci.errors import NotFound, encode, from_exception
 from nacre.oci.handler import Exit, Handler, Rootfs, Sandbox, Stdio
 from nacre.shim import messages
 from nacre.shim.foreign_handler import ForeignHandler
 from nacre.shim.held import Held
-from nacre.shim.loop import Loop
 from nacre.shim.runc_handler import RuncHandler
+
+if TYPE_CHECKING:
+    from nacre.shim.shared import Shim
 
 
 class Supervisor:
-    """The shim's state; every public method named `do_OP` serves one request."""
+    """The pod's state; every public method named `do_OP` serves one request. Owns `listener`."""
 
-    def __init__(self, directory: str, handler: str, listener: socket.socket, inherited: dict[str, int]) -> None:
+    def __init__(self, shim: Shim, directory: str, handler: str, listener: socket.socket) -> None:
         self.directory = directory
-        self._inherited = inherited
+        self._shim = shim
         self._listener = listener
         self._clients: dict[int, socket.socket] = {}
         self._containers: dict[str, Held] = {}
-        self._children: dict[int, Callable[[int], None]] = {}
         self._lost: dict[str, Any] | None = None
         self._sandbox: Sandbox | None = None
-        self.loop = Loop(self._child_ended)
+        self._destroyed = False
+        self._loop = shim.loop
         self._handler = _make(handler, self)
 
     # what the handler may ask (handler.Host)
 
     def watch(self, fd: int, callback: Callable[[], None], *, write: bool = False) -> None:
-        self.loop.watch(fd, callback, write=write)
+        self._loop.watch(fd, callback, write=write)
 
     def unwatch(self, fd: int) -> None:
-        self.loop.unwatch(fd)
+        self._loop.unwatch(fd)
 
     def reap(self, pid: int, callback: Callable[[int], None]) -> None:
-        self._children[pid] = callback
+        self._shim.reap(pid, callback)
 
     def inherited(self, name: str) -> int | None:
-        return self._inherited.get(name)
+        return self._shim.inherited.get(name)
 
     def sandbox_lost(self, failure: dict[str, Any]) -> None:
         self._lost = failure
@@ -80,21 +81,18 @@ class Supervisor:
 
     # serving
 
-    def serve(self) -> None:
-        process.set_child_subreaper()
-        process.set_name("nacre-shim")
+    def listen(self) -> None:
         self._listener.setblocking(False)
-        self.loop.watch(self._listener.fileno(), self._accept)
-        self.loop.run()
+        self._loop.watch(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         client, _address = self._listener.accept()
         client.setblocking(False)
         self._clients[client.fileno()] = client
-        self.loop.watch(client.fileno(), lambda: self._request(client))
+        self._loop.watch(client.fileno(), lambda: self._request(client))
 
     def _drop(self, client: socket.socket) -> None:
-        self.loop.unwatch(client.fileno())
+        self._loop.unwatch(client.fileno())
         self._clients.pop(client.fileno(), None)
         client.close()
 
@@ -117,6 +115,8 @@ class Supervisor:
             messages.close(descriptors)  # what an operation keeps it takes out of the list
         self._say(client, answer, given)
         messages.close(given)
+        if self._destroyed:
+            self._leave()
 
     def _tell(self, event: dict[str, Any]) -> None:
         for client in list(self._clients.values()):
@@ -149,7 +149,7 @@ class Supervisor:
         rootfs = Rootfs(**request["rootfs"] | {"lower": tuple(request["rootfs"]["lower"])})
         with ExitStack() as undo:
             tell = partial(self._log_blocked, container)
-            held = Held(self.loop, request["log_path"], tell, tty=tty)
+            held = Held(self._loop, request["log_path"], tell, tty=tty)
             undo.callback(held.close)
             stdio = Stdio(tty=True) if tty else held.pipes(stdin=bool(request["stdin"]))
             console = self._handler.create(container, request["bundle"], rootfs, stdio)
@@ -231,9 +231,13 @@ class Supervisor:
             held.close()
 
     def do_destroy(self, _request: dict[str, Any], _fds: list[int], _given: list[int]) -> None:
-        """The sandbox off the host; the shim ends once its caller has hung up."""
+        """The sandbox off the host; when its caller has been told, the shim holds it no more."""
         self._handler.destroy_sandbox()
-        self.loop.end()
+        self._destroyed = True
+
+    def do_adopt(self, request: dict[str, Any], fds: list[int], _given: list[int]) -> None:
+        """directory, handler, and the listening socket of another pod: the shim takes it up beside this one."""
+        self._shim.hold(request["directory"], request["handler"], socket.socket(fileno=fds.pop()))
 
     # inside
 
@@ -246,15 +250,15 @@ class Supervisor:
     def _log_blocked(self, container: str, why: str) -> None:
         self._tell({"event": "log_blocked", "container": container, "why": why})
 
-    def _child_ended(self, pid: int, status: int) -> None:
-        callback = self._children.pop(pid, None)
-        if callback is not None:
-            callback(status)
-
-
-def main(directory: str, handler: str, listener: socket.socket, inherited: dict[str, int]) -> None:
-    """What a forked child of the zygote becomes; returns when the sandbox is destroyed."""
-    Supervisor(directory, handler, listener, inherited).serve()
+    def _leave(self) -> None:
+        for held in self._containers.values():
+            held.close()
+        self._containers.clear()
+        for client in list(self._clients.values()):
+            self._drop(client)
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        self._shim.let_go(self)
 
 
 def _make(name: str, host: Supervisor) -> Handler:

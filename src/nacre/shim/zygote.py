@@ -1,4 +1,4 @@
-"""The zygote: executed by the daemon before it has a thread, imports what a shim needs, forks one shim a pod.
+"""The zygote: executed by the daemon before it has a thread, imports what a shim needs, forks shims.
 
 Single-threaded, blocking on one SOCK_SEQPACKET to its daemon (descriptor 3). It ends when that socket closes; its shims live on. It
 holds no keys: the only things it keeps for its children are descriptors that the daemon gave it by name (`adopt`).
@@ -15,8 +15,9 @@ import sys
 from typing import Any
 
 from nacre.oci.errors import encode, from_exception
-from nacre.shim import messages, supervisor
+from nacre.shim import messages
 from nacre.shim.runc_handler import host_layout
+from nacre.shim.shared import Shim
 
 CHANNEL = 3
 
@@ -75,14 +76,12 @@ def _become_shim(request: dict[str, Any], listener: int, inherited: dict[str, in
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        log = os.open(f"{request['directory']}/shim.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         void = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         os.dup2(void, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
         os.close(void)
-        supervisor.main(request["directory"], request["handler"], socket.socket(fileno=listener), inherited)
+        shim = Shim(inherited)
+        shim.hold(request["directory"], request["handler"], socket.socket(fileno=listener))
+        shim.run()
         os._exit(0)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
