@@ -87,6 +87,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
             step.run(context)
         current = "wait to be started"
         channel = _created(channel, context, listener)
+        context.channel = channel.fileno()
         for step in orders.after:
             current = step
             if step is orders.after[-1] and context.warnings:
