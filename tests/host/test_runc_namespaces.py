@@ -197,8 +197,3 @@ def test_clocks_are_moved_in_a_time_namespace(bundle: Bundle) -> None:
 def test_time_offsets_without_a_time_namespace_are_refused(bundle: Bundle) -> None:
     bundle.linux["timeOffsets"] = {"monotonic": {"secs": 1}}
     assert "would move the host's clocks" in bundle.refuses("true")
-
-
-def test_links_to_be_moved_in_are_refused_with_the_way_to_do_it(bundle: Bundle) -> None:
-    bundle.linux["netDevices"] = {"eth9": {}}
-    assert "linux.netDevices has eth9" in bundle.refuses("true")

@@ -128,13 +128,17 @@ def _launch(
     undo.callback(launcher.abandon)
     warnings = adjust_oom_score(launcher.pid, spec["process"])
 
-    def run_runtime_hooks() -> None:
+    def act_from_outside() -> None:
+        if devices := spec.get("linux", {}).get("netDevices"):
+            from nacre.runc import net_devices
+
+            net_devices.move_in(devices, launcher.pid, undo)
         document = oci_state(record, Status.CREATED) | {"pid": launcher.pid}  # "Lifecycle" 3: step 2, the environment, is done
         for point in ("prestart", "createRuntime"):
-            hooks.run_all(spec["hooks"], point, document)
+            hooks.run_all(spec.get("hooks", {}), point, document)
 
     try:
-        child = launcher.wait(run_runtime_hooks)
+        child = launcher.wait(act_from_outside)
     except InitDied as failure:
         raise explain_death(failure, cgroup) from failure
     if child.console is not None:
@@ -253,7 +257,7 @@ def _orders(record: Record, spec: Mapping[str, Any], host: plan.Host, stdio: Std
     first, second, third = (None, None, None) if host.tty else stdio
     return init.Orders(
         maps="user" in new,
-        hooks=bool(due.get("prestart") or due.get("createRuntime")),
+        outside=bool(due.get("prestart") or due.get("createRuntime") or spec.get("linux", {}).get("netDevices")),
         before=plan.setup_steps(spec, host, state),
         after=plan.start_steps(spec, host, state),
         stdio=(first, second, third),

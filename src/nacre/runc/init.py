@@ -1,6 +1,6 @@
 """The child's side: from the fork to execve(2). Runs the steps, tells the parent, waits at the gate, runs the rest, executes.
 
-Messages on the channel are JSON, one per SOCK_SEQPACKET packet: {"stage": "maps"|"hooks"|"listener"}, answered by any byte;
+Messages on the channel are JSON, one per SOCK_SEQPACKET packet: {"stage": "maps"|"outside"|"listener"}, answered by any byte;
 {"stage": "created", "warnings": […]} with the terminal's master beside it; {"warnings": […]}; or {"failure": …}. Closing it without an answer
 means that the creator is gone: so is the container. After the gate the connection of `start` takes the channel's place; execve
 closes it, and a closed connection without a failure is success.
@@ -38,7 +38,7 @@ class Orders(Value):
     """What the child does, decided before the fork."""
 
     maps: bool  # a user namespace is new: wait for its id maps first
-    hooks: bool  # runtime hooks are due once the namespaces are there
+    outside: bool  # the parent has something to do once the namespaces are there: runtime hooks, links to move in
     before: tuple[Step, ...]  # up to "created"
     after: tuple[Step, ...]  # from "started" on, the last one executes
     stdio: tuple[int | None, int | None, int | None]  # None is /dev/null
@@ -80,8 +80,8 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
             _ask(channel, "maps")
             process.set_dumpable(enabled=False)  # not before: the maps of such a process are root's alone to write
         pending: list[Step] = list(orders.before)
-        if orders.hooks:
-            _ask(channel, "hooks")
+        if orders.outside:
+            _ask(channel, "outside")
         for step in pending:
             current = step
             step.run(context)

@@ -116,7 +116,7 @@ def _launch(
         first, second, third = (None, None, None) if host.tty else stdio
         orders = init.Orders(
             maps=False,
-            hooks=False,
+            outside=False,
             before=tuple(before),
             after=plan.process_steps(tree, host),
             stdio=(first, second, third),

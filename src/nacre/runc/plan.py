@@ -100,13 +100,6 @@ def refuse_unsupported(spec: Tree) -> None:
         )
     if linux.get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
         raise Unsupported(what=what, cause="linux.mountLabel on a host with SELinux", remedy="remove linux.mountLabel")
-    if linux.get("netDevices"):
-        name = next(iter(linux["netDevices"]))
-        raise Unsupported(
-            what=what,
-            cause=f"linux.netDevices has {name}; links are not moved here",
-            remedy=f"move it in a createRuntime hook: ip link set {name} netns PID",
-        )
     persona = linux.get("personality", {})
     if persona.get("domain", "LINUX") not in PERSONALITIES or persona.get("flags"):
         raise Unsupported(
