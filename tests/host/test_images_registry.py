@@ -535,5 +535,5 @@ async def test_a_proxy_that_fails_is_named_as_such(tmp_path: Path, monkeypatch: 
 async def test_names_of_this_node_are_never_looked_for_in_a_registry(tmp_path: Path) -> None:
     async with store(tmp_path) as images:
         with pytest.raises(ImageNotFound) as refused:
-            await images.pull("nacre.local/nginx:demo")
-    assert "build-demo" in refused.value.remedy
+            await images.pull("nacre.local/mine:1")
+    assert "nacre image import" in refused.value.remedy and "nacre.local/nginx:demo" in refused.value.cause

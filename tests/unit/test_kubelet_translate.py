@@ -155,3 +155,11 @@ def test_a_pod_has_a_limit_only_if_every_container_has_one() -> None:
     both = {"containers": [CONTAINER | limited, CONTAINER | limited], "overhead": {"memory": "16Mi"}}
     assert resources.pod_totals(both)["memory"] == {"limit": 144 << 20}
     assert "memory" not in resources.pod_totals({"containers": [CONTAINER | limited, CONTAINER]})
+
+
+def test_a_virtual_machine_that_nobody_weighed_has_no_limit_of_memory_as_a_whole() -> None:
+    spec = {"containers": [CONTAINER | {"resources": {"limits": {"memory": "64Mi"}}}]}
+    weighed = spec | {"overhead": {"memory": "160Mi"}}
+    assert "memory" not in resources.pod_totals(spec, "kata")
+    assert resources.pod_totals(spec, "crun")["memory"] == {"limit": 64 << 20}
+    assert resources.pod_totals(weighed, "kata")["memory"] == {"limit": 224 << 20}

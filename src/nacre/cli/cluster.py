@@ -26,7 +26,7 @@ def connect(config: Config) -> Kube:
         context = client_context(f"{config.data}/pki", "admin")
         return Kube(f"https://{identity['listen']}:{identity['api_port']}", context)
     except (FileNotFoundError, KeyError) as error:
-        raise NotFound(what="reach the API", cause=f"the node has no {error}", remedy="nacre up") from error
+        raise NotFound(what="reach the API", cause="the node has not been up yet", remedy="nacre up") from error
 
 
 def call(config: Config, what: str, work: Callable[[Kube], Awaitable[T]]) -> T:

@@ -197,11 +197,11 @@ def build_demo(config: Config, software: str) -> None:
 
 
 @contextmanager
-def _bars(title: str) -> Iterator[Progress | None]:
-    """A progress bar a blob on a terminal, nothing elsewhere."""
+def _bars(title: str) -> Iterator[Progress]:
+    """A progress bar a blob on a terminal; elsewhere only what is said in words."""
     console = output.console()
     if not console.is_terminal:
-        yield None
+        yield lambda what, _done, total: None if total else output.say(f"  {what}")
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
@@ -211,11 +211,13 @@ def _bars(title: str) -> Iterator[Progress | None]:
         console.print(f"pulling {title}")
 
         def show(what: str, done: int, total: int) -> None:
-            if what == "unpack":
+            if not total:
+                console.print(f"  {what}", highlight=False)
+            elif what == "unpack":
                 console.print(f"unpacked {done} of {total} layers") if done == total else None
-                return
-            if what not in tasks:
-                tasks[what] = bars.add_task(what.removeprefix("sha256:")[:12], total=total)
-            bars.update(tasks[what], completed=done, total=total)
+            else:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what.removeprefix("sha256:")[:12], total=total)
+                bars.update(tasks[what], completed=done, total=total)
 
         yield show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -10,6 +11,9 @@ from nacre.cri.pods import Pods
 from nacre.cri.runtime import answered
 from nacre.images import Auth
 from nacre.wire import cri_pb2 as cri
+from nacre.wire.cri import progress_of
+
+log = logging.getLogger("nacre.cri")
 
 
 class ImageService:
@@ -42,7 +46,17 @@ class ImageService:
                 identity_token=auth.identity_token,
                 registry_token=auth.registry_token,
             )
-        found = await self._images.pull(request.image.image, known, for_vm=request.image.runtime_handler == "kata")
+        name, subject = request.image.image, progress_of("image", request.image.image)
+
+        def tell(step: str, _done: int, whole: int) -> None:
+            if not whole:
+                log.info("%s: %s", name, step)
+                self._pods.doing[subject] = f"{name}: {step}"
+
+        try:
+            found = await self._images.pull(name, known, for_vm=request.image.runtime_handler == "kata", progress=tell)
+        finally:
+            self._pods.doing.pop(subject, None)
         return cri.PullImageResponse(image_ref=found.id)
 
     @answered

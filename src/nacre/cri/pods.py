@@ -54,6 +54,7 @@ class Pods:
         self._exec_ends: dict[tuple[str, str], asyncio.Future[dict[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self.blocked: dict[str, str] = {}  # container id → why its log cannot be written now
+        self.doing: dict[str, str] = {}  # wire.cri.progress_of what takes its time → words for who waits
 
     def directory(self, sandbox: str) -> str:
         return f"{self.config.state}/pods/{sandbox}"

@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from nacre import __version__
-from nacre.cri import answers, spec
+from nacre.cri import answers, callers, spec
 from nacre.cri.containers import Containers
 from nacre.cri.pods import Pods, background
 from nacre.cri.sandboxes import Sandboxes, handlers
@@ -22,7 +22,7 @@ from nacre.cri.store import ContainerRecord, SandboxRecord
 from nacre.cri.streaming import Streaming
 from nacre.oci.errors import Failure, NotFound, from_exception
 from nacre.wire import cri_pb2 as cri
-from nacre.wire.cri import abort
+from nacre.wire.cri import PROGRESS, abort
 
 log = logging.getLogger("nacre.cri")
 _EVENTS = {
@@ -39,6 +39,7 @@ def answered(method: Method) -> Method:
 
     @functools.wraps(method)
     async def call(self: Any, request: Any, context: Any) -> Any:
+        callers.enter(context)
         try:
             return await method(self, request)
         except Failure as failure:
@@ -63,6 +64,7 @@ def finished(undo: str = "") -> Callable[[Method], Method]:
             try:
                 return await asyncio.shield(work)
             except asyncio.CancelledError:
+                callers.current().left = True
                 background(_abandoned(self, work, method.__name__, undo))
                 raise
 
@@ -101,7 +103,8 @@ class RuntimeService:
             cri.RuntimeCondition(type="NetworkReady", status=network.ready, reason=network.reason, message=network.message),
         ]
         known = [cri.RuntimeHandler(name=name) for name in ("", *handlers(self._pods))]
-        return cri.StatusResponse(status=cri.RuntimeStatus(conditions=conditions), runtime_handlers=known)
+        info = {PROGRESS: json.dumps(self._pods.doing)} if request.verbose else {}
+        return cri.StatusResponse(status=cri.RuntimeStatus(conditions=conditions), runtime_handlers=known, info=info)
 
     @answered
     async def RuntimeConfig(self, request: Any) -> Any:

@@ -11,10 +11,11 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
-from nacre.cri import spec
+from nacre.cri import callers, spec
 from nacre.cri.pods import Pods, runtime_root
 from nacre.cri.shims import write_json
 from nacre.cri.store import SandboxRecord
+from nacre.kata import process
 from nacre.network import PodNetwork, PortMapping, resolv_conf
 from nacre.oci.crash import point
 from nacre.oci.errors import Failure, Invalid, Unsupported, encode, from_exception
@@ -40,6 +41,8 @@ class Sandboxes:
         identifier = await self._pods.vms.take() if handler == "kata" else secrets.token_hex(32)
         name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
         try:
+            if callers.current().left:  # while a VM was got ready: what it was for may be gone by now
+                raise Failure(what=what, cause="its caller has left")
             self._pods.store.reserve(name, identifier, what)
         except Failure:
             await self._pods.vms.give_back(identifier)
@@ -70,11 +73,12 @@ class Sandboxes:
         return identifier
 
     def _check(self, config: Any, handler: str, what: str) -> None:
-        known = handlers(self._pods)
-        if handler not in known:
+        if handler == "kata" and not self._pods.vms.offered():
+            raise process.missing(self._pods.config.kata.qemu, what)
+        if handler not in ("runc", "kata", *self._pods.config.handlers):
             raise Unsupported(
                 what=what,
-                cause=f"runtime handler {handler} is not configured; this node has {', '.join(known)}",
+                cause=f"runtime handler {handler} is not configured; this node has {', '.join(handlers(self._pods))}",
                 remedy=f"use one of those in the RuntimeClass, or add [handlers.{handler}] to {self._pods.config.etc}/config.toml",
             )
         if not config.metadata.name or not config.metadata.namespace:
@@ -192,9 +196,9 @@ class Sandboxes:
 
 
 def handlers(pods: Pods) -> dict[str, str]:
-    """Handler name → binary, "" for nacre's own. `kata` is there once it was enabled."""
+    """Handler name → binary, "" for nacre's own. `kata` is there where QEMU is."""
     found = {"runc": ""} | {name: handler.binary for name, handler in pods.config.handlers.items()}
-    if os.path.isdir(f"{pods.config.data}/kata/appliance"):
+    if pods.vms.offered():
         found["kata"] = ""
     return found
 

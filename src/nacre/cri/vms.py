@@ -15,18 +15,28 @@ import logging
 import os
 import secrets
 import sys
+import time
 from typing import Any
 
+from nacre.cri import callers
 from nacre.cri.pods import Pods, background
-from nacre.kata import template
+from nacre.kata import process, template
 from nacre.kata.handler import TEMPLATE
 from nacre.kata.template import TemplateBroken
 from nacre.oci.errors import Failure, decode
+from nacre.wire.cri import progress_of
 
 log = logging.getLogger("nacre.kata")
+_SUBJECT = progress_of("handler", "kata")
+_FIRST = "building the guest of virtual machines, once on this machine, about a minute"
+_ANEW = "looking after the template of virtual machines"
 REFILL_S = 1.0
 LOOK_AGAIN_S = 3600.0
 RETRY_S = 30.0
+
+
+class VmsInTheMaking(Failure):
+    """What virtual machines are made of takes longer than the caller waits."""
 
 
 class Vms:
@@ -42,9 +52,16 @@ class Vms:
         self._stopped = False
 
     def start(self) -> None:
-        """Begin, where kata was enabled; nothing waits for it."""
-        if os.path.isdir(f"{self._pods.config.data}/kata/appliance"):
+        """Begin, where VM pods have been run or `kata` was enabled; nothing waits for it."""
+        if self._is_built():
             self._later(0.0)
+
+    def offered(self) -> bool:
+        """Whether this machine can have VMs: the guest is built at first use."""
+        return process.find(self._pods.config.kata.qemu) is not None
+
+    def _is_built(self) -> bool:
+        return os.path.isdir(f"{self._pods.config.data}/kata/appliance")
 
     async def stop(self) -> None:
         """Pool members go with the daemon: nobody else could give them a pod."""
@@ -62,13 +79,13 @@ class Vms:
         self._later(REFILL_S)
         if self._replaced():
             self._template = None
-            await self._prepared()
+            await self._prepared(callers.current().patience_s())
         while self._members:
             member = self._members.pop(0)
             if await self._lives(member):
                 return member
             await self._discard(member)
-        await self._prepared()
+        await self._prepared(callers.current().patience_s())
         return secrets.token_hex(32)
 
     async def give_back(self, member: str) -> None:
@@ -78,13 +95,21 @@ class Vms:
 
     # the template
 
-    async def _prepared(self) -> None:
-        """Every VM pod needs it: made by whoever comes first, the others wait for the same."""
+    async def _prepared(self, patience_s: float | None = None) -> None:
+        """Every VM pod needs it: made by whoever comes first, the others wait for the same. Raises VmsInTheMaking to who has no patience."""
         if self._template is not None or (self._preparing is None and not self._pods.config.kata.template and self._has_plan()):
             return
         if self._preparing is None or self._preparing.done():
             self._preparing = asyncio.get_running_loop().create_task(self._prepare())
-        await asyncio.shield(self._preparing)
+        began = time.monotonic()
+        done, _still = await asyncio.wait({self._preparing}, timeout=patience_s)
+        if not done:
+            raise VmsInTheMaking(
+                what="start a virtual machine",
+                cause=f"{self._pods.doing.get(_SUBJECT, _ANEW)}; waited for {time.monotonic() - began:.0f} s",
+                remedy="none is needed: it goes on, and a later try finds it done; nacre logs kata",
+            )
+        self._preparing.result()
 
     def _replaced(self) -> bool:
         """Somebody else, such as `nacre enable kata`, has made another template than the one the zygote has."""
@@ -125,14 +150,16 @@ class Vms:
             return await asyncio.to_thread(template.open_sealed, path)
 
     async def _make(self) -> str | None:
-        """Run the maker to its end; its progress into our log. Raises the Failure that it tells."""
+        """Run the maker to its end; its progress into our log, and to who waits. Raises the Failure that it tells."""
+        doing = self._pods.doing
+        words = doing[_SUBJECT] = _ANEW if self._is_built() else _FIRST
         command = [sys.executable, "-P", "-m", "nacre.kata.template", self._pods.config.prefix, str(os.getpid())]
-        process = await asyncio.create_subprocess_exec(
+        maker = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
-        assert process.stdout is not None and process.stderr is not None
+        assert maker.stdout is not None and maker.stderr is not None
         try:
-            async for line in process.stdout:
+            async for line in maker.stdout:
                 said = json.loads(line)
                 if "failure" in said:
                     raise decode(said["failure"])
@@ -140,14 +167,16 @@ class Vms:
                     path: str | None = said["path"]
                     return path
                 log.info("%s", said["progress"])
-            last = (await process.stderr.read(65536)).decode("utf-8", "replace").splitlines()
+                doing[_SUBJECT] = f"{words}: {said['progress']}"
+            last = (await maker.stderr.read(65536)).decode("utf-8", "replace").splitlines()
             raise Failure(
                 what="make the template of virtual machines", cause="its maker ended without a word", evidence=tuple(last)
             )
         finally:
-            if process.returncode is None and self._stopped:
-                process.kill()
-            await process.wait()
+            doing.pop(_SUBJECT, None)
+            if maker.returncode is None and self._stopped:
+                maker.kill()
+            await maker.wait()
 
     # the pool
 

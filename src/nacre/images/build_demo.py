@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -22,13 +23,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nacre import config as configuration
 from nacre.config import Config
 from nacre.images import manifests, software
 from nacre.images.model import Image
 from nacre.images.recipes import LAYERS, RECIPES, Extra, Layer, Recipe
 from nacre.images.store import Store
 from nacre.images.tarstream import Entry, Kind, Reader
-from nacre.oci.errors import Failure
+from nacre.linux.process import set_parent_death_signal
+from nacre.oci.errors import Failure, encode, from_exception
 
 LABEL = "nacre.recipe"
 _MOVED = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
@@ -76,7 +79,7 @@ async def build(store: Store, directory: str, names: Sequence[str] = (), say: Sa
 def _prepare(store: Store, directory: str, recipes: Sequence[Recipe], place: str, say: Say) -> list[Recipe]:
     """Write an OCI layout of what the store lacks to `place`; answers those recipes."""
     with software.locked(directory):
-        say(f"packages in {directory}")
+        say(f"packages, fetched once into {directory}")
         packages = software.packages(directory, LAYERS)
         keys = {recipe.name: _key(recipe, packages) for recipe in recipes}
         todo = [recipe for recipe in recipes if not _is_current(store, recipe, keys[recipe.name])]
@@ -303,3 +306,33 @@ def _is_unwanted(name: str) -> bool:
     if name.startswith("usr/share/doc/"):
         return not name.endswith("/copyright")  # what may be done with a program stays with it
     return name.startswith(_UNWANTED) or "/gconv/" in name
+
+
+def main() -> None:
+    """PREFIX NAME PARENT: see `local`."""
+    set_parent_death_signal(signal.SIGKILL)
+    prefix, name, parent = sys.argv[1:]
+    if os.getppid() != int(parent):
+        os._exit(1)
+
+    def say(document: dict[str, object]) -> None:
+        print(json.dumps(document), flush=True)
+
+    async def make() -> None:
+        config = configuration.load(prefix)
+        store = Store(config)
+        await store.open()
+        try:
+            await build(store, software_directory(config), [name], lambda text: say({"progress": text}))
+        finally:
+            await store.close()
+
+    try:
+        asyncio.run(make())
+        say({"made": name})
+    except (Failure, OSError) as error:
+        say({"failure": encode(from_exception(f"make {name}", error))})
+
+
+if __name__ == "__main__":
+    main()

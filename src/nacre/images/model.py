@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Progress = Callable[[str, int, int], None]  # (digest or stage, bytes done, bytes in all)
+Progress = Callable[[str, int, int], None]  # (digest or stage, done, of all); (words, 0, 0) of what has no measure
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 

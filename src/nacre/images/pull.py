@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import aiohttp
 
 from nacre.config import Config
-from nacre.images import manifests
+from nacre.images import local, manifests
 from nacre.images.content import Content, Ingest
 from nacre.images.database import Database
 from nacre.images.errors import (
@@ -110,7 +110,7 @@ class Puller:
     async def _pull(self, reference: Reference, auth: Auth | None, progress: Progress) -> Image:
         what = f'pull image "{reference}"'
         if reference.domain == LOCAL_DOMAIN:
-            return self._local(what, reference)
+            return await self._local(what, reference, progress)
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 auto_decompress=False, headers={"User-Agent": "nacre", "Accept-Encoding": "identity"}, trust_env=False
@@ -143,14 +143,20 @@ class Puller:
             await asyncio.to_thread(self._database.end_lease, job.lease)
             raise
 
-    def _local(self, what: str, reference: Reference) -> Image:
-        """Names of this node's own: no registry has them, so what is here is the newest there is."""
-        index = self._database.index()
-        image = index.images.get(index.names.get(str(reference), ""))
+    async def _local(self, what: str, reference: Reference, progress: Progress) -> Image:
+        """Names of this node's own: no registry has them. What is here is the newest there is; the demo's are made when first asked for."""
+        image = self._here(reference)
+        if image is None and str(reference) in local.NAMES:
+            await local.make(self._config, str(reference), progress)
+            image = self._here(reference)
         if image is None:
-            cause = f"{reference}: not found: images of {LOCAL_DOMAIN} are made on this node"
-            raise ImageNotFound(what=what, cause=cause, remedy="nacre image build-demo, or nacre image import FILE --name NAME")
+            cause = f"{reference}: not found: images of {LOCAL_DOMAIN} are this node's own; made at their first pull are {', '.join(local.NAMES)}"
+            raise ImageNotFound(what=what, cause=cause, remedy="nacre image import FILE --name NAME")
         return image
+
+    def _here(self, reference: Reference) -> Image | None:
+        index = self._database.index()
+        return index.images.get(index.names.get(str(reference), ""))
 
     async def _manifest(self, what: str, registry: Registry, reference: Reference) -> tuple[str, Descriptor]:
         """(digest of what the reference names, descriptor of this platform's manifest, which is in the content store)."""

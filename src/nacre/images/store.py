@@ -189,6 +189,8 @@ class Store:
             with self._session():
                 image: Image = await self._puller.pull(parse(reference), auth, progress)
                 if for_vm:
+                    if progress is not None and self._erofs.state(image) != "ready":
+                        progress("making its drive for virtual machines", 0, 0)
                     await self._erofs.ensure(image)
                 return image
         except Failure:

@@ -6,8 +6,8 @@
     DATA/kata/building-PID/            unfinished; what a kill leaves, the next build takes away
 
 VERSION is a hash of all that goes in. Nobody keeps these files open: QEMU reads them when it starts. The version before the current one
-stays for whoever has just looked it up, older ones go. DATA/kata/appliance comes into being with the first finished version: its existence
-means "kata is enabled".
+stays for whoever has just looked it up, older ones go. DATA/kata/appliance comes into being with the first finished version, at the
+first VM pod or by `nacre enable kata`: its existence means that the daemon keeps VMs ready.
 """
 
 from __future__ import annotations
@@ -93,9 +93,15 @@ def current(config: Config) -> Appliance | None:
 
 
 def refresh(config: Config, progress: Progress) -> None:
-    """Build it anew when it holds another nacre than this one; where that fails, it is said, and the guest there is goes on."""
+    """Build it where there is none (raises Failure), and anew when it holds another nacre than this one.
+
+    Where the latter fails, it is said, and the guest that is there goes on.
+    """
     there = current(config)
-    if there is None or there.sources == _sources():
+    if there is None:
+        build(config, progress)
+        return
+    if there.sources == _sources():
         return
     try:
         build(config, progress)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import asdict
 from typing import Any
 
 from nacre.config import Config, KataConfig
-from nacre.kata import appliance, machine, sizing
+from nacre.kata import appliance, machine, process, sizing
 from nacre.kata.machine import Boot, Shape, Wires
 from nacre.kata.plan import VERSION, Plan, path
-from nacre.kata.process import QemuMissing
 from nacre.oci.errors import Failure
 
 MIN_RAM_MIB = 128  # kernel, initrd and agent: with less the guest does not come up
@@ -55,15 +53,14 @@ def shape(settings: KataConfig, accelerator: str) -> Shape:
 
 def qemu(name: str) -> tuple[str, str]:
     """(path, version) of the QEMU called `name`. Raises QemuMissing."""
-    what = "start virtual machines"
-    binary = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/libexec")
+    binary = process.find(name)
     if binary is None:
-        remedy = "apt-get install --no-install-recommends qemu-system-x86, or set [kata] qemu"
-        raise QemuMissing(what=what, cause=f"{name} is not installed", remedy=remedy)
+        raise process.missing(name)
     done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
         said = tuple((done.stderr or done.stdout).splitlines())
-        raise QemuMissing(what=what, cause=f"{binary} --version ended with code {done.returncode}", evidence=said)
+        what = "start virtual machines"
+        raise process.QemuMissing(what=what, cause=f"{binary} --version ended with code {done.returncode}", evidence=said)
     return binary, done.stdout.partition("\n")[0]
 
 

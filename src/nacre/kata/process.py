@@ -30,6 +30,18 @@ class QemuMissing(Failure):
     """There is no QEMU to run."""
 
 
+def find(name: str) -> str | None:
+    """The path of the QEMU called `name`."""
+    import shutil  # here: shims load this module too, and know the path
+
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/libexec")
+
+
+def missing(name: str, what: str = "start virtual machines") -> QemuMissing:
+    remedy = "apt-get install --no-install-recommends qemu-system-x86, or set [kata] qemu"
+    return QemuMissing(what=what, cause=f"{name} is not installed", remedy=remedy)
+
+
 @dataclass(slots=True)
 class Running:
     """The starter's ends of a started QEMU; each its owner's from now on."""

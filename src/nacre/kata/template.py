@@ -66,6 +66,7 @@ def ensure(config: Any, progress: Progress) -> str | None:
     """
     from nacre.kata import accelerator, appliance, planning  # here: shims load this module too, and never build
 
+    planning.qemu(config.kata.qemu)  # before a kernel is fetched for it
     appliance.refresh(config, progress)
     plan = planning.make(config, accelerator.probe(config).name)
     if not config.kata.template:

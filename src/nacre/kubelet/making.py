@@ -7,19 +7,21 @@ import os
 import time
 from typing import Any
 
-from nacre.kubelet import ending, hooks, probes, resources, rotation, translate
+from nacre.kubelet import ending, hooks, probes, resources, rotation, translate, waiting
 from nacre.kubelet.expand import ConfigError, Sources
 from nacre.kubelet.life import Life
 from nacre.kubelet.plan import SANDBOX, next_backoff
 from nacre.kubelet.pulling import ImageTrouble
+from nacre.kubelet.waiting import Interrupted
 from nacre.oci.errors import Failure
 from nacre.wire import cri_pb2 as cri
+from nacre.wire.cri import progress_of
 
+NOT_WEIGHED = (
+    "The pod's RuntimeClass has no overhead: nobody counts the memory of its virtual machine, and the node may run short of it."
+    " `nacre enable kata` weighs one and writes the RuntimeClass anew."
+)
 RETRY_S = 5.0  # after a failure that nothing announces the end of
-
-
-class Interrupted(Exception):
-    """The pod is to end: what was being made is not wanted any more."""
 
 
 class SandboxLost(Exception):
@@ -29,7 +31,10 @@ class SandboxLost(Exception):
 async def prepare(life: Life, sources: Sources) -> None:
     """What must be there before the sandbox: cgroup, volumes. Raises Failure."""
     if not life.cgroup_made:
-        await asyncio.to_thread(life.cgroup.make, resources.pod_totals(life.pod["spec"]))
+        spec, handler = life.pod["spec"], await life.host.handler_of(life.pod)
+        await asyncio.to_thread(life.cgroup.make, resources.pod_totals(spec, handler))
+        if resources.is_unweighed_vm(spec, handler):
+            life.event("VmNotWeighed", NOT_WEIGHED)
         life.cgroup_made = True
     os.makedirs(life.volumes.directory, exist_ok=True)
     if life.pod["spec"].get("volumes"):
@@ -37,7 +42,7 @@ async def prepare(life: Life, sources: Sources) -> None:
 
 
 async def make_sandbox(life: Life, sources: Sources) -> None:
-    """A new sandbox in place of the former one, if any. A failure is told, and tried again after its back-off."""
+    """A new sandbox in place of the former one, if any. A failure is told, and tried again after its back-off. Raises Interrupted."""
     try:
         await prepare(life, sources)
         await _replace_sandbox(life)
@@ -70,11 +75,23 @@ async def _replace_sandbox(life: Life) -> None:
             await life.refresh(one.id)
     config = translate.sandbox_config(life.pod, life.sandbox_attempt + 1, life.frame)
     wanted = cri.RunPodSandboxRequest(config=config, runtime_handler=handler)
-    identifier = (await life.call(runtime.RunPodSandbox, wanted, "create the sandbox")).pod_sandbox_id
+    identifier = await _run_sandbox(life, wanted)
     request = cri.PodSandboxStatusRequest(pod_sandbox_id=identifier)
     life.note_sandbox((await life.call(runtime.PodSandboxStatus, request, "ask for the sandbox")).status)
     _write_hosts(life)
     await _forget_older_sandboxes(life)
+
+
+async def _run_sandbox(life: Life, wanted: Any) -> str:
+    """The new sandbox's id. What its handler still has to get ready is shown, and not waited for when the pod is to end."""
+
+    def tell(words: str) -> None:
+        life.event("PreparingSandbox", f"Pod sandbox waits: {words}")
+
+    runtime, subject = life.host.runtime, progress_of("handler", wanted.runtime_handler)
+    running = life.call(runtime.RunPodSandbox, wanted, "create the sandbox")
+    answer = await waiting.told(runtime, subject, running, tell, unwanted=life.hurry.is_set)
+    return str(answer.pod_sandbox_id)
 
 
 async def _forget_older_sandboxes(life: Life) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc
 
+from nacre.kubelet import waiting
 from nacre.kubelet.events import Events
 from nacre.kubelet.plan import FIRST_BACKOFF_S, LAST_BACKOFF_S
 from nacre.oci.errors import Failure
 from nacre.wire import cri_pb2 as cri
-from nacre.wire.cri import Stub, failure_of
+from nacre.wire.cri import Stub, failure_of, progress_of
 
 
 class ImageTrouble(Failure):
@@ -26,8 +27,8 @@ class ImageTrouble(Failure):
 class Puller:
     """All pulls of the node; back-off is by pod and image."""
 
-    def __init__(self, images: Stub, events: Events) -> None:
-        self._images, self._events = images, events
+    def __init__(self, images: Stub, runtime: Stub, events: Events) -> None:
+        self._images, self._runtime, self._events = images, runtime, events
         self._tries: dict[tuple[str, str], tuple[float, float, str]] = {}  # → (not before, back-off, last words)
 
     def forget(self, uid: str) -> None:
@@ -75,8 +76,14 @@ class Puller:
             raise _trouble(Failure(what=f'Back-off pulling image "{name}"', cause=words), "ImagePullBackOff")
         self._events.pod(pod, "Pulling", f'Pulling image "{name}"', container=container["name"])
         began = time.monotonic()
+        trying = self._try(spec, [_auth(secret, name) for secret in secrets])
         try:
-            await self._try(spec, [_auth(secret, name) for secret in secrets])
+            await waiting.told(
+                self._runtime,
+                progress_of("image", name),
+                trying,
+                lambda words: self._events.pod(pod, "Pulling", words, container=container["name"]),
+            )
         except grpc.RpcError as error:
             failure = failure_of(error, f"pull image {name}")
             backoff = min(LAST_BACKOFF_S, backoff * 2) or FIRST_BACKOFF_S

@@ -24,6 +24,7 @@ _SUFFIXES: dict[str, Fraction | int] = {
 _SUFFIXES |= {letter: 10 ** (3 * power) for power, letter in enumerate("MGTPE", 2)}
 _SUFFIXES |= {f"{letter}i": 2 ** (10 * power) for power, letter in enumerate("KMGTPE", 1)}
 _QUANTITY = re.compile(r"([+-]?[0-9.]+)(?:[eE]([+-]?[0-9]+)|([a-zA-Z]{0,2}))")
+VM_HANDLER = "kata"
 CPU_PERIOD_US = 100_000
 MIN_QUOTA_US = 1_000
 MIN_SHARES, MAX_SHARES = 2, 262_144
@@ -90,10 +91,16 @@ def oom_score(qos: str, requests: dict[str, Any], limits: dict[str, Any], node_m
     return max(3, min(999, 1000 - int(1000 * memory / max(1, node_memory))))
 
 
-def pod_totals(spec: dict[str, Any]) -> dict[str, Any]:
+def is_unweighed_vm(spec: dict[str, Any], handler: str) -> bool:
+    """Whether the pod runs in a VM whose own memory nobody has counted: its RuntimeClass has no overhead."""
+    return handler == VM_HANDLER and "memory" not in (spec.get("overhead") or {})
+
+
+def pod_totals(spec: dict[str, Any], handler: str = "") -> dict[str, Any]:
     """OCI linux.resources of a whole pod: sums over the containers, at least each init container, overhead on top.
 
-    A limit is set only if every container has one, as otherwise the pod has none.
+    A limit is set only if every container has one, as otherwise the pod has none. An unweighed VM has no limit of memory as a whole:
+    the containers' would leave its kernel no room; the size of its guest bounds it.
     """
     containers, first = spec["containers"], spec.get("initContainers") or []
     overhead = spec.get("overhead") or {}
@@ -109,7 +116,8 @@ def pod_totals(spec: dict[str, Any]) -> dict[str, Any]:
         return max(summed, largest) + quantity(overhead.get(name, 0))
 
     cpu: dict[str, int] = {"shares": shares(total("cpu", "requests") or Fraction(0))}
-    cpu_limit, memory_limit = total("cpu", "limits"), total("memory", "limits")
+    cpu_limit = total("cpu", "limits")
+    memory_limit = None if is_unweighed_vm(spec, handler) else total("memory", "limits")
     if cpu_limit is not None:
         cpu |= {"quota": quota(cpu_limit), "period": CPU_PERIOD_US}
     return {"cpu": cpu} | ({"memory": {"limit": int(memory_limit)}} if memory_limit is not None else {})

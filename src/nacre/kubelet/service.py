@@ -79,7 +79,7 @@ class Service:
             runtime=Stub(channel, "RuntimeService"),
             images=images,
             events=events,
-            puller=Puller(images, events),
+            puller=Puller(images, Stub(channel, "RuntimeService"), events),
             objects=Objects(kube),
             layout=layout,
             address=node_address(config),

@@ -19,6 +19,7 @@ from nacre.kubelet.life import Life
 from nacre.kubelet.objects import Reference
 from nacre.kubelet.plan import SANDBOX, Action, plan
 from nacre.kubelet.times import stamp
+from nacre.kubelet.waiting import Interrupted
 from nacre.oci import trace
 from nacre.oci.errors import Failure, NotFound, WrongStatus
 from nacre.wire import cri_pb2 as cri
@@ -188,17 +189,17 @@ class Worker:
         self._follow(sources)
         if self._stale and life.sandbox_ready:
             await self._refresh(sources)
-        if action.make_sandbox:
-            await making.make_sandbox(life, sources)
-            if life.sandbox_ready:
-                action = plan(life.pod, life.view(), life.not_before, time.time())
         try:
+            if action.make_sandbox:
+                await making.make_sandbox(life, sources)
+                if life.sandbox_ready:
+                    action = plan(life.pod, life.view(), life.not_before, time.time())
             for name in action.start if life.sandbox_ready else ():
                 await making.start(life, name, sources)
                 one = life.facts.statuses.get(name)
                 if one is not None and one.state == cri.CONTAINER_RUNNING:
                     making.watch(life, name, one.id, self._wake)
-        except making.Interrupted:
+        except Interrupted:
             self._wake.set()
 
     def _follow(self, sources: Sources) -> None:

@@ -18,6 +18,13 @@ PACKAGES = ("runtime.v1", "runtime.v1alpha2")
 MESSAGE_LIMIT = 16 * 1024 * 1024  # bytes, both ways; what containerd and the kubelet agree on
 CHANNEL_OPTIONS = (("grpc.max_send_message_length", MESSAGE_LIMIT), ("grpc.max_receive_message_length", MESSAGE_LIMIT))
 
+PROGRESS = "nacre.dev/progress"  # key of a verbose Status' info: what takes its time, a JSON object of {subject: words}
+
+
+def progress_of(kind: str, name: str) -> str:
+    """The subject of PROGRESS that a `handler` or an `image` is."""
+    return f"{kind} {name}"
+
 
 def handlers(service: str, servicer: object) -> list[grpc.GenericRpcHandler]:
     """gRPC handlers of `service` ("RuntimeService" or "ImageService") under both packages.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from nacre.cli import cluster, output
@@ -10,6 +11,7 @@ from nacre.config import Config
 from nacre.oci.errors import Failure
 from nacre.wire.kube import ApiError, Kube, Object
 
+APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 CLASS_PATH = "/apis/node.k8s.io/v1/runtimeclasses"
 PODS_PATH = "/api/v1/namespaces/default/pods"
 PROOF = "nacre-kata-proof"
@@ -24,6 +26,7 @@ def enable(config: Config) -> None:
     """Everything that `runtimeClassName: kata` needs; may be repeated, and then takes only the proof's time."""
     from nacre.kata import enable as kata
 
+    cluster.get(config, CLASS_PATH)  # the node that it is for: without one, nothing is built in vain
     prepared = kata.prepare(config, progress=lambda text: output.say(f"  {text}"))
     for line in prepared.findings:
         output.say(f"  {line}")
@@ -55,14 +58,20 @@ def disable(config: Config) -> None:
 
 
 def runtime_class(overhead: dict[str, str]) -> Object:
-    """The object; `overhead` is what one VM costs beyond its containers, as Kubernetes quantities."""
-    return {
+    """The object; `overhead` is what one VM costs beyond its containers, as Kubernetes quantities.
+
+    Manifests that name RuntimeClass kata bring one along without overhead (examples/nginx-kata.yaml). To `kubectl apply` this one says
+    that it came of such a manifest, so that applying one leaves the overhead, which cannot be changed, as it is.
+    """
+    plain = {
         "apiVersion": "node.k8s.io/v1",
         "kind": "RuntimeClass",
-        "metadata": {"name": "kata", "labels": {LABEL: "kata"}},
+        "metadata": {"annotations": {}, "name": "kata"},
         "handler": "kata",
-        "overhead": {"podFixed": overhead},
     }
+    applied = {APPLIED: json.dumps(plain, sort_keys=True, separators=(",", ":")) + "\n"}
+    metadata = {"name": "kata", "labels": {LABEL: "kata"}, "annotations": applied}
+    return plain | {"metadata": metadata, "overhead": {"podFixed": overhead}}
 
 
 def write_class(config: Config, overhead: dict[str, str]) -> None:
