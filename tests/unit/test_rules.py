@@ -139,8 +139,10 @@ def test_the_zygote_loads_neither_openssl_nor_what_it_forks_for_every_pod_in_vai
 
 
 def test_a_short_command_of_the_runtime_loads_little() -> None:
-    loaded = loaded_by("import nacre.runtimes, nacre.runc.main, nacre.runc.life")
-    assert not loaded & {"dataclasses", "inspect", "typing", "ctypes", "socket", "argparse"}
+    code = "import nacre.runtimes, nacre.runc.main, nacre.runc.life, nacre.runc.options, nacre.linux.cgroups, _socket\n"
+    code += "nacre.runc.options.signal_number('TERM')"
+    loaded = loaded_by(code)
+    assert not loaded & {"dataclasses", "inspect", "typing", "ctypes", "socket", "signal", "argparse"}
     assert not loaded & {"json", "re", "enum", "functools", "collections", "contextlib", "importlib.metadata"}
 
 

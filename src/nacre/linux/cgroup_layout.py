@@ -118,7 +118,7 @@ def missing(controller: str, what: str, looked: tuple[str, ...]) -> CgroupMissin
 
 def _kernel_controllers() -> set[str]:
     try:
-        with open("/proc/cgroups", encoding="ascii") as file:
+        with open("/proc/cgroups", encoding="utf-8") as file:
             rows = [line.split() for line in file if not line.startswith("#")]
     except OSError:
         return set()
@@ -187,7 +187,7 @@ def _below(path: str, root: str) -> str:
 
 def _v2_controllers(mount: str) -> frozenset[str]:
     try:
-        with open(f"{mount}/cgroup.controllers", encoding="ascii") as file:
+        with open(f"{mount}/cgroup.controllers", encoding="utf-8") as file:
             return frozenset(file.read().split())
     except OSError:
         return frozenset()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import time
 
 from nacre.linux import cgroup_files as files
-from nacre.linux import cgroup_values, device_bpf
+from nacre.linux import cgroup_values
 from nacre.linux.cgroup_files import CgroupBusy, LimitRefused
 from nacre.linux.cgroup_layout import CgroupMissing, Hierarchy, Layout, discover, missing
-from nacre.linux.pids import owned
+from nacre.linux.pids import owned, signals
 from nacre.oci.errors import Failure
 
 TYPE_CHECKING = False  # see oci.values
@@ -258,6 +257,8 @@ class Cgroup:
         directory = self.layout.directory(hierarchy, self.path)
         try:
             if hierarchy.version == 2:
+                from nacre.linux import device_bpf  # with ctypes, which most commands do without
+
                 with owned(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
                     device_bpf.attach(fd, rules)
                 return
@@ -327,11 +328,11 @@ class Cgroup:
         directory = self._best("pids", "freezer", "memory")
         return [] if directory is None else sorted(set(files.processes(directory, recursive=True)))
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def kill(self, number: int = signals.SIGKILL) -> None:
         """Send `number` to every process in the cgroup; SIGKILL leaves none that could fork meanwhile."""
         self._refuse_root("kill")
         unified = self.layout.unified
-        if number == signal.SIGKILL and unified is not None:
+        if number == signals.SIGKILL and unified is not None:
             directory = self.layout.directory(unified, self.path)
             try:
                 files.write(directory, "cgroup.kill", "1")
@@ -339,7 +340,7 @@ class Cgroup:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
                     raise
-        frozen = number == signal.SIGKILL and self.layout.find("freezer") is not None
+        frozen = number == signals.SIGKILL and self.layout.find("freezer") is not None
         if frozen:
             self._freezer("FROZEN", wait=False)
         try:

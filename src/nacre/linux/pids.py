@@ -5,9 +5,16 @@ from __future__ import annotations
 import errno
 import os
 
+try:
+    import _signal  # type: ignore[import-not-found]
+except ImportError:  # another Python than CPython
+    import signal as _signal
+
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+signals = _signal  # calls and plain numbers; `signal` makes enumerations of them first, which costs 7 ms
 
 
 class owned:  # used as a function; a class, since contextlib takes 4 ms to load
@@ -28,9 +35,7 @@ def pidfd_open(pid: int) -> int:
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:
-    import signal
-
-    signal.pidfd_send_signal(pidfd, number)
+    signals.pidfd_send_signal(pidfd, number)
 
 
 def ended_children() -> Iterator[tuple[int, int]]:

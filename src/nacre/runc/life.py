@@ -13,7 +13,7 @@ import select
 import time
 
 from nacre.linux import pids
-from nacre.linux.pids import owned
+from nacre.linux.pids import owned, signals
 from nacre.oci import state as store
 from nacre.oci.errors import Failure, NotFound, WrongStatus, decode
 from nacre.oci.jsontext import loads
@@ -22,7 +22,7 @@ from nacre.runc.failures import InitDied
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
-    import socket
+    from _socket import socket as Socket
     from collections.abc import Callable, Mapping
     from typing import Any
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 INIT_NAME = "nacre:init"  # until execve gives another: tells a container that was never started from one that runs
 _DIE_WAIT_MS = 10_000
-_SIGKILL = 9  # everywhere (POSIX); the module signal turns all of them into an enumeration first
 
 
 # -- starting
@@ -40,7 +39,7 @@ _SIGKILL = 9  # everywhere (POSIX); the module signal turns all of them into an 
 
 def start(root: str, identifier: str, warn: Warn | None = None) -> None:
     """Let the container's process execute its program; returns when it has, or raises why it could not (CommandNotFound …)."""
-    import socket
+    from _socket import AF_UNIX, SOCK_SEQPACKET, socket  # `socket` makes enumerations of it first, which costs 8 ms
 
     with store.locked(root, identifier) as directory:
         record = store.read(root, identifier)
@@ -48,16 +47,18 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
         if status != Status.CREATED:
             raise WrongStatus(what=f"start container {identifier}", cause=f"it is {status}")
         warnings: list[str] = []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
-            try:
-                gate.connect(f"/proc/self/fd/{directory}/start.sock")
-                gate.sendall(b".")
-                hear_execution(gate, warnings, record, record.pid)
-            except OSError as error:
-                raise InitDied(
-                    what=f"start container {identifier}", cause=f"its init (pid {record.pid}) does not answer: {error.strerror}"
-                ) from error
-        _check_executed(record)
+        gate = socket(AF_UNIX, SOCK_SEQPACKET)
+        try:
+            gate.connect(f"/proc/self/fd/{directory}/start.sock")
+            gate.sendall(b".")
+            hear_execution(gate, warnings, record, record.pid)
+        except OSError as error:
+            raise InitDied(
+                what=f"start container {identifier}", cause=f"its init (pid {record.pid}) does not answer: {error.strerror}"
+            ) from error
+        finally:
+            gate.close()
+        check_executed(record)
         os.unlink("start.sock", dir_fd=directory)
         record = advance(record, Status.RUNNING)
     document = oci_state(record, Status.RUNNING)
@@ -67,7 +68,7 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
     _run_hooks(record, "poststart", document, warn)
 
 
-def hear_execution(channel: socket.socket, warnings: list[str], record: Record, pid: int) -> None:
+def hear_execution(channel: Socket, warnings: list[str], record: Record, pid: int) -> None:
     """Read what process `pid` says up to its execve(2), which closes the channel. Raises the Failure it reports."""
     while data := channel.recv(65536):
         message = loads(data)
@@ -87,7 +88,7 @@ def _run_hooks(record: Record, point: str, document: Mapping[str, Any], warn: Wa
         hooks.run_leniently(record.hooks, point, document, warn or (lambda words: None))
 
 
-def _check_executed(record: Record) -> None:
+def check_executed(record: Record) -> None:
     """The gate closed without a word: either execve did it, or the process is dead and still has its old name."""
     found = pids.status(record.pid)
     if found is None or found[2] != record.start_time or found[0] != INIT_NAME:
@@ -243,10 +244,10 @@ def kill(root: str, identifier: str, number: int, *, everyone: bool = False) -> 
         if everyone:
             return
         raise WrongStatus(what=f"signal container {identifier}", cause=f"container not running: it is {status}")
-    if everyone and cgroup is not None and number == _SIGKILL and status != Status.CREATED:
+    if everyone and cgroup is not None and number == signals.SIGKILL and status != Status.CREATED:
         return
     _signal(record, number)
-    if status == Status.PAUSED and number == _SIGKILL:
+    if status == Status.PAUSED and number == signals.SIGKILL:
         cgroup = cgroup_of(record)
         if cgroup is not None:
             cgroup.thaw()  # a frozen process dies only once it runs
@@ -314,7 +315,7 @@ def _end(record: Record) -> None:
     except OSError:
         return
     with owned(pidfd):
-        if not _signal(record, _SIGKILL):
+        if not _signal(record, signals.SIGKILL):
             return
         cgroup = cgroup_of(record)
         if cgroup is not None and record.status == Status.PAUSED:

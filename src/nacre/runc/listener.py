@@ -9,7 +9,6 @@ Both wait for the length of a seccomp(2) and a sendmsg(2). Imported before the f
 from __future__ import annotations
 
 import array
-import json
 import mmap
 import os
 import select
@@ -20,9 +19,11 @@ from nacre.linux.libc import SyscallError, syscall
 from nacre.linux.memfd import from_bytes
 from nacre.linux.pids import owned
 from nacre.oci.errors import Failure
+from nacre.oci.jsontext import dumps
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from _socket import socket as Socket
     from collections.abc import Mapping
     from typing import Any
 
@@ -42,7 +43,7 @@ class Offer:
         """Returns once the parent is ready; raises OSError when there is none."""
         self._memory = from_bytes("nacre-listener", bytes(_SIZE))
         self._words = memoryview(mmap.mmap(self._memory, _SIZE)).cast("i")
-        os.write(channel, json.dumps({"stage": "listener", "memory": self._memory}).encode())
+        os.write(channel, dumps({"stage": "listener", "memory": self._memory}).encode())
         if not os.read(channel, 1):
             raise ConnectionResetError("the parent is gone")
 
@@ -55,7 +56,7 @@ class Offer:
         raise ListenerLost(what="hand over the seccomp listener", cause="the process that should take it is gone or hangs")
 
 
-def serve(channel: socket.socket, pid: int, memory: int, place: Mapping[str, str], state: Mapping[str, Any]) -> None:
+def serve(channel: Socket, pid: int, memory: int, place: Mapping[str, str], state: Mapping[str, Any]) -> None:
     """The parent's side: answers process `pid`, whose shared memory is its descriptor `memory`, and brings the listener to the agent.
 
     `place` has the agent's `path` and `metadata`. Returns early when the child speaks or ends, for the caller to read why.
@@ -81,7 +82,7 @@ def serve(channel: socket.socket, pid: int, memory: int, place: Mapping[str, str
         raise _lost(what, error) from error
 
 
-def _arrives(words: memoryview[int], channel: socket.socket) -> bool:
+def _arrives(words: memoryview[int], channel: Socket) -> bool:
     """Whether the listener's number is there; False when the child has said something instead, or ended."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
@@ -106,7 +107,7 @@ def _process_state(pid: int, place: Mapping[str, str], state: Mapping[str, Any])
     document = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": pid, "state": {**state}}
     if place.get("metadata"):
         document["metadata"] = place["metadata"]
-    return json.dumps(document).encode()
+    return dumps(document).encode()
 
 
 def _lost(what: str, error: OSError) -> ListenerLost:

@@ -153,15 +153,15 @@ def _store(options: dict[str, Any], name: str, kind: str, value: str) -> None:
 
 def signal_number(word: str) -> int:
     """`KILL`, `SIGKILL`, `9`, `RTMIN+3` as a number. Raises Invalid."""
-    import signal
+    from nacre.linux.pids import signals
 
     if not word.isascii():
         word = ""
-    if word.isdigit() and 0 < int(word) < signal.NSIG:
+    if word.isdigit() and 0 < int(word) < signals.NSIG:
         return int(word)
     name, plus, offset = word.upper().removeprefix("SIG").partition("+")
-    found = getattr(signal, f"SIG{name}", None)
-    if isinstance(found, signal.Signals) and (not plus or offset.isdigit()) and int(found) + int(offset or 0) < signal.NSIG:
+    found = getattr(signals, f"SIG{name}", 0) if name.isalnum() else 0  # SIG_IGN is no signal
+    if found and (not plus or offset.isdigit()) and found + int(offset or 0) < signals.NSIG:
         return int(found) + int(offset or 0)
     raise Invalid(what=f"send signal {word!r}", cause="there is no such signal", remedy="use a name such as TERM, or a number")
 
