@@ -20,8 +20,10 @@ from nacre.agent import boot, drives, machine
 from nacre.agent import protocol as p
 from nacre.agent.frames import Channel
 from nacre.agent.relay import Relay, resize
+from nacre.agent.spares import Spares
 from nacre.linux import cgroups
 from nacre.oci.errors import AlreadyExists, Failure, NotFound, Unsupported
+from nacre.runc.spare import Spare
 
 runc.load()  # here, once: children forked for a container must find every module in memory
 
@@ -56,6 +58,11 @@ class Containers:
     roots: dict[str, str] = field(default_factory=dict)  # container to its drive
     pod_init: int = 0
     layout: cgroups.Layout | None = None
+    spares: Spares = field(init=False)
+    ahead: dict[str, Spare] = field(default_factory=dict)  # created by a spare and not started yet
+
+    def __post_init__(self) -> None:
+        self.spares = Spares(lambda name: cgroups.Cgroup(self._cgroups(), f"{POD}/{name}"))  # no container's name begins so
 
     # life
 
@@ -77,17 +84,31 @@ class Containers:
             else:
                 drives.mount_own(directory)
                 undo.callback(drives.unmount_root, directory, "")
-            with open(f"{directory}/config.json", "w", encoding="utf-8") as file:
-                file.write(json.dumps(config))  # json.dump would encode in Python, not in C
-            launch = runc.create(RUNC, wanted.container, directory, stdio=stdio.theirs, tty=stdio.tty, layout=self._cgroups())
+            launch = self._bring_up(wanted.container, directory, config, stdio)
             undo.pop_all()
         self.roots[wanted.container] = wanted.root.drive
         self.pids[launch.pid] = stdio.attach(launch.console, Held(container=wanted.container, exec_id=""))
         self._tell(launch.warnings)
         return p.Started(pid=launch.pid)
 
+    def _bring_up(self, container: str, directory: str, config: dict[str, Any], stdio: Stdio) -> runc.Launch:
+        """By a spare where one fits, else from the beginning."""
+        rest = self.spares.rest(config)
+        if rest is None:
+            with open(f"{directory}/config.json", "w", encoding="utf-8") as file:
+                file.write(json.dumps(config))  # json.dump would encode in Python, not in C
+            return runc.create(RUNC, container, directory, stdio=stdio.theirs, tty=stdio.tty, layout=self._cgroups())
+        spare = self.spares.take()
+        launch = spare.create(RUNC, container, directory, rest, stdio=stdio.theirs, tty=stdio.tty)
+        self.ahead[container] = spare
+        return launch
+
     def start(self, wanted: p.Start) -> p.Started:
-        runc.start(RUNC, wanted.container)
+        spare = self.ahead.pop(wanted.container, None)
+        if spare is None:
+            runc.start(RUNC, wanted.container)
+        else:
+            self._tell(tuple(spare.start()))
         return p.Started(pid=self._pid(wanted.container, ""))
 
     def execute(self, wanted: p.Execute) -> p.Started:
@@ -136,6 +157,9 @@ class Containers:
 
     def ended(self, pid: int, status: int) -> None:
         """A child of PID 1 was reaped."""
+        if self.spares.ended(pid):
+            self.say(p.Log(text=f"a container made ahead ended with wait status {status}"))
+            return
         if pid == self.pod_init:
             self.pod_init = 0
             failure = PodInitDied(what="keep the pod's PID namespace", cause=f"its init ended with wait status {status}")
@@ -144,6 +168,8 @@ class Containers:
         held = self.pids.pop(pid, None)
         if held is None:
             return  # an orphan
+        if not held.exec_id and held.container in self.ahead:
+            self.ahead.pop(held.container).forget()  # never started
         at_ns = time.time_ns()
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
         oom = not held.exec_id and os.WIFSIGNALED(status) and self._oom_killed(held.container)

@@ -209,6 +209,7 @@ class Agent:
     def _warm(self, _wanted: p.Warm) -> None:
         self._warming = self._serving
         drives.known()
+        self.containers.spares.fill()
         self.containers.create(warm.request())
         self.containers.start(p.Start(container=warm.NAME))
 
@@ -216,6 +217,7 @@ class Agent:
         """The throw-away container has ended: sweep it, and answer."""
         number, self._warming = self._warming, None
         self.containers.delete(p.Delete(container=warm.NAME))
+        self.containers.spares.fill()
         gc.collect()
         gc.freeze()
         if number is None:

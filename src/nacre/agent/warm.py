@@ -10,6 +10,7 @@ from typing import Any
 
 from nacre.agent import boot
 from nacre.agent import protocol as p
+from nacre.oci import stock
 
 NAME = "nacre-warm"
 _BOUND = f"{boot.MODULES}/order"  # a file that every guest has, mounted as a pod's own files are
@@ -24,7 +25,6 @@ def program() -> list[str]:
 
 def request() -> p.Create:
     """A container like a pod's: every namespace that one gets, its mounts, capabilities, limits."""
-    guarded = ["nosuid", "noexec", "nodev"]
     config: dict[str, Any] = {
         "ociVersion": "1.2.0",
         "root": {"path": "rootfs", "readonly": True},
@@ -38,33 +38,15 @@ def request() -> p.Create:
             "oomScoreAdj": 0,
         },
         "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc", "options": guarded},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
-            {
-                "destination": "/dev/pts",
-                "type": "devpts",
-                "source": "devpts",
-                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-            },
-            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": guarded},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*guarded, "ro"]},
-            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*guarded, "relatime", "ro"]},
+            *stock.mounts(),
             {"destination": "/dev/shm", "type": "bind", "source": "/run/nacre/shm", "options": ["rbind", "rprivate", "rw"]},
             {"destination": _BOUND, "type": "bind", "source": _BOUND, "options": ["rbind", "rprivate", "rw"]},
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("mount", "pid", "cgroup")],
-            "resources": {
-                "memory": {"limit": 64 << 20},
-                "cpu": {"shares": 512},
-                "devices": [
-                    {"allow": False, "access": "rwm"},
-                    {"allow": True, "type": "c", "access": "m"},
-                    {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
-                ],
-            },
-            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
+            "resources": {"memory": {"limit": 64 << 20}, "cpu": {"shares": 512}, "devices": stock.device_rules()},
+            "maskedPaths": list(stock.MASKED),
+            "readonlyPaths": list(stock.READONLY),
         },
     }
     return p.Create(container=NAME, config=config, root=p.Root(drive="", uuid=""))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacre.images import Image, User
+from nacre.oci import stock
 from nacre.oci.errors import Invalid, Unsupported
 from nacre.wire import cri_pb2 as cri
 
@@ -28,18 +29,12 @@ ALL_CAPABILITIES = tuple(
         "WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
     )
 )
-MASKED = (
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-)  # fmt: skip
-READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROPAGATION = {
     cri.PROPAGATION_PRIVATE: "rprivate",
     cri.PROPAGATION_HOST_TO_CONTAINER: "rslave",
     cri.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
-_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +62,8 @@ def build(sandbox: Any, container: Any, image: Image, around: Surroundings) -> d
         "devices": device_nodes(container, privileged=privileged),
     }
     if not privileged:
-        linux["maskedPaths"] = list(security.masked_paths or MASKED)
-        linux["readonlyPaths"] = list(security.readonly_paths or READONLY)
+        linux["maskedPaths"] = list(security.masked_paths or stock.MASKED)
+        linux["readonlyPaths"] = list(security.readonly_paths or stock.READONLY)
     seccomp = _seccomp(security, capabilities)
     if seccomp:
         linux["seccomp"] = seccomp
@@ -178,17 +173,7 @@ def _namespaces(around: Surroundings) -> list[dict[str, str]]:
 
 def _mounts(container: Any, around: Surroundings, *, privileged: bool) -> list[dict[str, Any]]:
     asked = {os.path.normpath(mount.container_path) for mount in container.mounts}
-    guarded = ["nosuid", "noexec", "nodev"]
-    access = "rw" if privileged else "ro"
-    made: list[dict[str, Any]] = [
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": guarded},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
-        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": guarded},
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*guarded, access]},
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*guarded, "relatime", access]},
-    ]  # fmt: skip
+    made = stock.mounts(access="rw" if privileged else "ro")
     shm = "/dev/shm" if around.host_ipc else f"{around.directory}/shm"
     files = (("/etc/resolv.conf", "resolv.conf"), ("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"))
     own = [("/dev/shm", shm)] + [
@@ -230,7 +215,7 @@ def device_nodes(container: Any, *, privileged: bool) -> list[dict[str, Any]]:
                 what=f"give device {device.host_path}", cause="it is no device of this host", remedy="mend the pod's devices"
             )
         nodes.append(_node(device.host_path, device.container_path or device.host_path))
-    return [node for node in nodes if node["path"] not in {f"/dev/{name}" for name, _major, _minor in _DEVICES}]
+    return [node for node in nodes if node["path"] not in {f"/dev/{name}" for name, _major, _minor in stock.DEVICES}]
 
 
 def _is_device(path: str) -> bool:
@@ -257,11 +242,7 @@ def _node(source: str, target: str) -> dict[str, Any]:
 def _device_rules(container: Any, *, privileged: bool) -> list[dict[str, Any]]:
     if privileged:
         return [{"allow": True, "access": "rwm"}]
-    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
-    rules += [{"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for _name, major, minor in _DEVICES]
-    rules += [{"allow": True, "type": "c", "major": 5, "minor": minor, "access": "rwm"} for minor in (1, 2)]
-    rules.append({"allow": True, "type": "c", "major": 136, "access": "rwm"})
+    rules = stock.device_rules()
     for device in container.devices:
         node = _node(device.host_path, device.container_path or device.host_path)
         rules.append(

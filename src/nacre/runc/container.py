@@ -21,7 +21,7 @@ from nacre.oci.errors import Failure, Invalid
 from nacre.oci.state import Record, Status, advance
 from nacre.oci.values import Value
 from nacre.runc import borrowed, hooks, id_maps, init, plan
-from nacre.runc.failures import InitDied
+from nacre.runc.failures import HookFailed, InitDied
 from nacre.runc.launch import Birth, Launcher, namespace_flags
 from nacre.runc.life import cgroup_of, explain_death, oci_state, remove_directory
 
@@ -73,6 +73,7 @@ def create(
     layout = layout or (cgroups.discover() if use_cgroups else cgroups.Layout(hierarchies=()))
     terminal = tty or spec["process"].get("terminal", False)
     with ExitStack() as undo:
+        undo.push(lambda _kind, error, _trace: _after_failed_hook(error, record))  # first, so that it is done last
         lock = store.reserve(root, identifier)
         undo.callback(remove_directory, root, identifier)
         with owned(lock):
@@ -80,7 +81,7 @@ def create(
             store.save(record)
             store.keep_process(record, spec["process"])
             undo.callback(borrowed.clear, record)
-            record = _with_filter(record, spec, seccomp_bpf)
+            record = with_filter(record, spec, seccomp_bpf)
             cgroup = cgroup_of(record, layout=layout)
             host = _host(
                 record, spec, cgroup, tty=terminal, pivot=not no_pivot, keyring=not no_new_keyring, preserve=preserve_fds
@@ -99,6 +100,14 @@ def create(
                 child = child.but(console=None)
         undo.pop_all()
     return child
+
+
+def _after_failed_hook(error: BaseException | None, record: Record) -> None:
+    """A hook that ends the creation ends a container ("Lifecycle" 4 to 6 go on at 12): all is undone, and poststop is due."""
+    if isinstance(error, HookFailed):
+        told: list[str] = []
+        hooks.run_leniently(record.hooks, "poststop", oci_state(record, Status.STOPPED), told.append)
+        error.evidence += tuple(told)
 
 
 def _make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> None:
@@ -199,10 +208,11 @@ def _first_record(
         apparmor=spec["process"].get("apparmorProfile", ""),
         selinux=spec["process"].get("selinuxLabel", ""),
         personality=spec.get("linux", {}).get("personality", {}).get("domain", ""),
+        memory_policy=spec.get("linux", {}).get("memoryPolicy", {}),
     )
 
 
-def _with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> Record:
+def with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> Record:
     profile = spec.get("linux", {}).get("seccomp") or {}
     if not (profile or seccomp_bpf):
         return record
@@ -226,7 +236,6 @@ def _host(
 ) -> plan.Host:
     directories = [] if cgroup is None else cgroup.directories()
     only_v2 = cgroup is not None and cgroup.layout.mode == "v2"
-    limit = spec.get("linux", {}).get("resources", {}).get("memory", {}).get("limit", 0)
     return plan.Host(
         bundle=record.bundle,
         cgroup_directories=tuple(("" if only_v2 else os.path.basename(one.mount), path) for one, path in directories),
@@ -236,11 +245,13 @@ def _host(
         filter_flags=record.seccomp_flags,
         tty=tty,
         personality=record.personality,
+        memory_policy=record.memory_policy,
         pivot=pivot,
         new_keyring=keyring,
         preserve=preserve,
         borrowed=record.mounts_beneath >= 0,
-        late_cgroups=0 < limit < _LATE_BELOW and not record.unit,  # systemd takes a scope away that nobody enters
+        # systemd takes a scope away that nobody enters
+        late_cgroups=is_tight(spec.get("linux", {}).get("resources", {})) and not record.unit,
         security=plan.security_labels(record.apparmor, record.selinux),
     )
 
@@ -288,6 +299,12 @@ def _birth(spec: Mapping[str, Any], held: ExitStack) -> Birth:
         uid_map=id_maps.lines(linux.get("uidMappings", ())),
         gid_map=id_maps.lines(linux.get("gidMappings", ())),
     )
+
+
+def is_tight(resources: Mapping[str, Any]) -> bool:
+    """Whether the set-up itself could hit the memory limit."""
+    limit: int = (resources.get("memory") or {}).get("limit") or 0
+    return 0 < limit < _LATE_BELOW
 
 
 def adjust_oom_score(pid: int, tree: Mapping[str, Any]) -> list[str]:

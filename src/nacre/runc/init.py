@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import array
 import gc
-import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nacre.linux import process
 from nacre.oci.errors import Failure, encode
+from nacre.oci.jsontext import dumps
 from nacre.oci.values import Value
 from nacre.runc.failures import StepFailed, step_failed
 from nacre.runc.life import INIT_NAME
@@ -37,13 +37,16 @@ _BUSY = 250  # exit status of a child that could not say what happened
 class Orders(Value):
     """What the child does, decided before the fork."""
 
-    maps: bool  # a user namespace is new: wait for its id maps first
-    outside: bool  # the parent has something to do once the namespaces are there: runtime hooks, links to move in
+    maps: bool = False  # a user namespace is new: wait for its id maps first
+    outside: bool = False  # the parent has something to do once the namespaces are there: runtime hooks, links to move in
     before: tuple[Step, ...]  # up to "created"
     after: tuple[Step, ...]  # from "started" on, the last one executes
     stdio: tuple[int | None, int | None, int | None]  # None is /dev/null
-    keep: int  # descriptors 3…3+N-1 that are passed on
+    keep: int = 0  # descriptors 3…3+N-1 that are passed on
     container: str
+    later: Callable[[socket.socket, Context], Orders] | None = (
+        None  # after `before`, done for whoever comes, waits for more (spare)
+    )
 
 
 class _Refuse:
@@ -53,7 +56,7 @@ class _Refuse:
         raise ImportError(f"module {fullname} was not loaded before the container was entered")
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The creator ended before the container was created."""
 
 
@@ -61,6 +64,7 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
     """Never returns. `listener`: where `start` knocks; None executes at once (execute). Descriptors stay where they are."""
     status = _BUSY
     current: Step | str = "begin"
+    told = False
     try:
         gc.disable()
         sys.meta_path.insert(0, _Refuse())  # all of the protocol that import calls
@@ -85,15 +89,22 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
         for step in pending:
             current = step
             step.run(context)
+        if orders.later is not None:
+            current = "wait for a container"
+            orders, told = orders.later(channel, context), True
+            _place_stdio(orders.stdio)
+            for step in orders.before:
+                current = step
+                step.run(context)
         current = "wait to be started"
-        channel = _created(channel, context, listener)
+        channel = _created(channel, context, listener, told=told)
         context.channel = channel.fileno()
         for step in orders.after:
             current = step
             if step is orders.after[-1] and context.warnings:
-                channel.sendall(json.dumps({"warnings": context.warnings}).encode())
+                channel.sendall(dumps({"warnings": context.warnings}).encode())
             step.run(context)
-    except _Gone:
+    except Gone:
         pass
     except BaseException as error:
         _tell(channel, _failure(current, error, orders.container))
@@ -133,14 +144,17 @@ def _place_stdio(stdio: Sequence[int | None]) -> None:
 
 
 def _ask(channel: socket.socket, stage: str) -> None:
-    channel.sendall(json.dumps({"stage": stage}).encode())
+    channel.sendall(dumps({"stage": stage}).encode())
     if not channel.recv(1):
-        raise _Gone
+        raise Gone
 
 
-def _created(channel: socket.socket, context: Context, listener: socket.socket | None) -> socket.socket:
-    """Report; wait until the creator has written it down; wait for `start`. Answers the channel to use from here on."""
-    message = json.dumps({"stage": "created", "warnings": context.warnings}).encode()
+def _created(channel: socket.socket, context: Context, listener: socket.socket | None, *, told: bool) -> socket.socket:
+    """Report; wait until the creator has written it down; wait for `start`. Answers the channel to use from here on.
+
+    `told`: who has given further orders says on the same channel when to start.
+    """
+    message = dumps({"stage": "created", "warnings": context.warnings}).encode()
     context.warnings.clear()
     if context.console >= 0:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [context.console]))]
@@ -149,9 +163,11 @@ def _created(channel: socket.socket, context: Context, listener: socket.socket |
     else:
         channel.sendall(message)
     if listener is None:
+        if told and not channel.recv(1):
+            raise Gone
         return channel
     if not channel.recv(1):
-        raise _Gone
+        raise Gone
     channel.close()
     connection, _ = listener.accept()
     listener.close()
@@ -175,6 +191,6 @@ def _failure(current: Step | str, error: BaseException, container: str) -> Failu
 
 def _tell(channel: socket.socket, failure: Failure) -> None:
     try:
-        channel.sendall(json.dumps({"failure": encode(failure)}).encode()[:65536])
+        channel.sendall(dumps({"failure": encode(failure)}).encode()[:65536])
     except OSError:
         pass  # nobody listens any more; the exit status has to do

@@ -113,7 +113,7 @@ class Launcher:
         return int(words[0])
 
     def wait(self, act_from_outside: Callable[[], None] | None = None) -> Child:
-        """Serve the child until it says "created" or, having executed, hangs up. Raises what it reports, or InitDied."""
+        """Serve the child until it says "created" (or "ready", for further orders). Raises what it reports, or InitDied."""
         child = Child(self.pid)
         while True:
             data, ancillary, _, _ = self._channel.recvmsg(65536, 1024, socket.MSG_CMSG_CLOEXEC)
@@ -126,7 +126,7 @@ class Launcher:
             if "failure" in message:
                 raise decode(message["failure"])
             stage = message["stage"]
-            if stage == "created":
+            if stage in ("created", "ready"):
                 child.warnings += message["warnings"]
                 return child
             if stage == "maps":
@@ -139,6 +139,18 @@ class Launcher:
         """Until the child has executed its program in the container of `record`. Raises its failure."""
         with self._channel:
             hear_execution(self._channel, child.warnings, record, child.pid)
+
+    def instruct(self, descriptors: Sequence[int]) -> None:
+        """Further orders for a child that is ready, in what these name; `wait` again afterwards."""
+        socket.send_fds(self._channel, [b"."], descriptors)
+
+    def go(self, child: Child, record: Record) -> None:
+        """A child that had further orders executes its program now."""
+        self._channel.sendall(b".")
+        self.await_execution(child, record)
+
+    def close(self) -> None:
+        self._channel.close()
 
     def release(self) -> None:
         """The child's creation is on record: it may wait at its gate, whoever we are."""

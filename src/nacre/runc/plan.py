@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Tree = Mapping[str, Any]
 
 # What a container always has: runtime-linux.md, config-linux.md "Default Devices".
-_DEFAULT_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+DEFAULT_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 _FILE_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 # sysctl prefixes that belong to a namespace, and which: anything else would change the host.
 _SYSCTLS = (
@@ -52,6 +52,16 @@ _SCHED_FLAGS = {
     "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
 }
 PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
+MEMORY_POLICIES = {
+    "MPOL_DEFAULT": 0,
+    "MPOL_PREFERRED": 1,
+    "MPOL_BIND": 2,
+    "MPOL_INTERLEAVE": 3,
+    "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5,
+    "MPOL_WEIGHTED_INTERLEAVE": 6,
+}
+MEMORY_POLICY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13}
 
 
 class Host(Value):
@@ -70,10 +80,12 @@ class Host(Value):
     new_keyring: bool = True
     preserve: int = 0
     personality: str = ""
+    memory_policy: Tree = {}
     trees: Mapping[str, int] = {}  # destination to a detached id-mapped mount (`id_maps`)
     seek_program: bool = False  # refuse a container whose program is nowhere
     borrowed: bool = False  # the mount namespace is not the container's own
     mount_namespace: int = -1  # to join
+    furnish: fs.Step | None = None  # takes the root and brings in what was made ahead (spare): the rest of the document follows
     late_cgroups: bool = False  # a memory limit too small for the set-up: enter when all of it is over
     security: tuple[tuple[str, str], ...] = ()  # (file below /proc/PID, text)
 
@@ -129,9 +141,9 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     for mount in spec.get("mounts", ()):
         step = _mount(mount, host)[0]
         steps.append(step)
-        if _clean(mount["destination"]) == "/dev":
+        if clean(mount["destination"]) == "/dev":
             own_dev = not isinstance(step, fs.BindMount)
-    if own_dev:
+    if own_dev and host.furnish is None:
         steps += _devices(linux.get("devices", ()), user_namespace=user_namespace)
         steps.append(fs.LinkDevices(core=host.kcore))
     if host.tty:
@@ -156,7 +168,7 @@ def _finish_root(spec: Tree, host: Host) -> list[fs.Step]:
         steps.append(fs.MakeDirectory(cwd))
     for mount in spec.get("mounts", ()):
         if _mount(mount, host)[1]:
-            steps.append(fs.MakeReadonly(_clean(mount["destination"])))
+            steps.append(fs.MakeReadonly(clean(mount["destination"])))
     if spec.get("root", {}).get("readonly"):
         steps.append(fs.MakeReadonly("/"))
     steps.append(fs.EnterRoot(_rootfs(spec, host.bundle), host.pivot, _propagation(linux), host.borrowed))
@@ -203,6 +215,8 @@ def _propagation(linux: Tree) -> tuple[MountFlag, bool] | None:
 
 def _root(spec: Tree, host: Host) -> list[fs.Step]:
     """The new namespace first stops giving to the host (unless it is to), then takes the root as a mount."""
+    if host.furnish is not None:
+        return [host.furnish]
     if host.borrowed:
         return [fs.BindRoot(_rootfs(spec, host.bundle), shared=False, borrowed=True)]
     wanted = _propagation(spec.get("linux", {}))
@@ -211,13 +225,13 @@ def _root(spec: Tree, host: Host) -> list[fs.Step]:
     return [before, fs.BindRoot(_rootfs(spec, host.bundle), keep, borrowed=False)]
 
 
-def _clean(path: str) -> str:
+def clean(path: str) -> str:
     return os.path.normpath("/" + path.lstrip("/"))
 
 
 def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
     """(the step, is it to be made read-only at the end: /dev gets its nodes first)."""
-    destination = _clean(mount["destination"])
+    destination = clean(mount["destination"])
     options = parse_options(mount.get("options", ()))
     kind, source = mount.get("type", ""), mount.get("source", "")
     if options.bind or kind in ("bind", "rbind"):
@@ -242,16 +256,18 @@ def _writable(options: Options) -> Options:
 
 
 def _devices(devices: Sequence[Tree], *, user_namespace: bool) -> list[fs.Step]:
-    wanted: dict[str, fs.Step] = {}
-    for name, major, minor in _DEFAULT_DEVICES:
+    wanted: dict[str, fs.MakeDevice] = {}
+    for name, major, minor in DEFAULT_DEVICES:
         wanted[f"/dev/{name}"] = fs.MakeDevice(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor, 0, 0)
     for device in devices:
-        path = _clean(device["path"])
+        path = clean(device["path"])
         mode = _FILE_TYPES[device["type"]] | (device.get("fileMode", 0o666) & 0o7777)
         ids = device.get("uid", 0), device.get("gid", 0)
         wanted[path] = fs.MakeDevice(path, mode, device.get("major", 0), device.get("minor", 0), *ids)
     if user_namespace:
-        return [fs.BindDevice(path) for path in wanted]
+        return [
+            one if stat.S_ISFIFO(one.mode) else fs.BindDevice(path, one.mode, one.major, one.minor) for path, one in wanted.items()
+        ]
     return list(wanted.values())
 
 
@@ -277,6 +293,8 @@ def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
     steps: list[fs.Step] = [ps.SetSecurityLabel(file, text) for file, text in host.security]
     if host.personality:
         steps.append(ps.SetPersonality(host.personality, PERSONALITIES[host.personality]))
+    if host.memory_policy:
+        steps.append(_memory_policy(host.memory_policy))
     if limits := _limits(process):
         steps.append(ps.SetLimits(limits))
     if scheduling := _scheduling(process):
@@ -314,7 +332,9 @@ def _scheduling(process: Tree) -> ps.SetScheduling | None:
         raise Invalid(
             what="read process.ioPriority", cause=f"class is {io['class']!r}", remedy=f"classes are {', '.join(_IO_CLASSES)}"
         )
-    io_priority = _IO_CLASSES[io["class"]] << 13 | io.get("priority", 0) & 7 if io else None
+    if io and not 0 <= io.get("priority", 0) <= 7:
+        raise Invalid(what="read process.ioPriority", cause=f"priority is {io['priority']}, outside 0…7")
+    io_priority = _IO_CLASSES[io["class"]] << 13 | io.get("priority", 0) if io else None
     return ps.SetScheduling(_attributes(scheduler) if scheduler else None, io_priority)
 
 
@@ -340,13 +360,26 @@ def _attributes(scheduler: Tree) -> tuple[int, int, int, int, tuple[int, int, in
     return _POLICIES[scheduler["policy"]], flags, scheduler.get("nice", 0), scheduler.get("priority", 0), times
 
 
-def cpus(text: str, what: str) -> tuple[int, ...]:
+def _memory_policy(policy: Tree) -> ps.SetMemoryPolicy:
+    what, mode = "read linux.memoryPolicy", policy["mode"]
+    if mode not in MEMORY_POLICIES:
+        raise Invalid(what=what, cause=f"mode is {mode!r}", remedy=f"modes are {', '.join(MEMORY_POLICIES)}")
+    number = MEMORY_POLICIES[mode]
+    for word in policy.get("flags", ()):
+        if word not in MEMORY_POLICY_FLAGS:
+            raise Invalid(what=what, cause=f"flags has {word!r}", remedy=f"flags are {', '.join(MEMORY_POLICY_FLAGS)}")
+        number |= MEMORY_POLICY_FLAGS[word]
+    nodes = cpus(policy["nodes"], f"{what}.nodes", "memory nodes") if policy.get("nodes") else ()
+    return ps.SetMemoryPolicy(" ".join(filter(None, (mode, *policy.get("flags", ()), policy.get("nodes")))), number, nodes)
+
+
+def cpus(text: str, what: str, kind: str = "CPUs") -> tuple[int, ...]:
     """`0-2,7` as numbers. Raises Invalid."""
     found: set[int] = set()
     for part in text.strip().split(","):
         first, dash, last = part.strip().partition("-")
         if not _is_cpu(first) or (dash and not _is_cpu(last)) or int(last or first) < int(first):
-            raise Invalid(what=what, cause=f"{text!r} is no list of CPUs", remedy="write it as 0-2,7")
+            raise Invalid(what=what, cause=f"{text!r} is no list of {kind}", remedy="write it as 0-2,7")
         found |= set(range(int(first), int(last or first) + 1))
     return tuple(sorted(found))
 
@@ -387,6 +420,12 @@ def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:
             )
         place = "attr/apparmor/exec"
         found.append((place if os.path.exists(f"/proc/self/{place}") else "attr/exec", f"exec {apparmor}"))
-    if selinux and os.path.exists("/sys/fs/selinux/enforce"):
+    if selinux and not os.path.exists("/sys/fs/selinux/enforce"):
+        raise Invalid(
+            what=f"give the SELinux label {selinux}",
+            cause="SELinux is off on this host (there is no /sys/fs/selinux/enforce)",
+            remedy="remove process.selinuxLabel, or boot with SELinux",
+        )
+    if selinux:
         found.append(("attr/exec", selinux))
     return tuple(found)

@@ -113,16 +113,26 @@ class MountFilesystem(Value, kw_only=False):
 
     def run(self, context: Context) -> None:
         options = self.options
-        with owned(paths.make_directories_in(context.root, self.destination)) as target:
-            if self.fstype in _NO_LINKS:
-                self._refuse_links(context)
+        with owned(self.target(context)) as target:
             if options.copy_up:
                 self._copy_up(context, target)
                 return
             mounts.mount(self.source, paths.magic(target), self.fstype, options.flags, options.data or None)
-        if options.propagation:
+        if options.propagation or options.tree_set or options.tree_clear:
             with owned(paths.open_in(context.root, self.destination)) as top:
+                set_attributes(top, options.but(attr_set=MountAttr(0), attr_clear=MountAttr(0)))  # its own went with mount(2)
                 _propagate(top, options)
+
+    def target(self, context: Context) -> int:
+        """The directory, made if need be; the caller owns the descriptor."""
+        target = paths.make_directories_in(context.root, self.destination)
+        try:
+            if self.fstype in _NO_LINKS:
+                self._refuse_links(context)
+        except BaseException:
+            os.close(target)
+            raise
+        return target
 
     def _refuse_links(self, context: Context) -> None:
         """What is written to /proc/self/attr or /proc/sys must reach the kernel, not a file the image chose (CVE-2019-19921)."""
@@ -245,14 +255,24 @@ class MakeDevice(Value, kw_only=False):
 
 
 class BindDevice(Value, kw_only=False):
-    """In a user namespace nodes cannot be made: the host's is shown."""
+    """In a user namespace nodes cannot be made: the host's is shown, if it is the device that is meant."""
 
     path: str
+    mode: int
+    major: int
+    minor: int
 
     def describe(self) -> str:
         return f"show the host's device {self.path}"
 
     def run(self, context: Context) -> None:
+        found = os.stat(self.path)
+        if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != os.makedev(self.major, self.minor):
+            raise Invalid(
+                what=self.describe(),
+                cause=f"it is not device {self.major}:{self.minor} there, and in a user namespace no node can be made",
+                remedy="make that node on the host, or give the container no user namespace",
+            )
         with (
             owned(mounts.bind_tree(self.path, recursive=False)) as tree,
             owned(paths.make_file_in(context.root, self.path)) as target,
