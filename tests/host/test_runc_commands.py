@@ -15,6 +15,7 @@ import pytest
 from runc_support import Bundle, environment, leftovers, made
 
 from nacre.linux.process import pidfd_open
+from nacre.oci import spec
 
 
 @pytest.fixture
@@ -242,7 +243,9 @@ def test_spec_writes_a_document_that_runs(bundle: Bundle, tmp_path: Path) -> Non
 
 def test_features_is_json_of_what_is_there(bundle: Bundle) -> None:
     features = json.loads(bundle.ok("features"))
-    assert features["ociVersionMin"] == "1.0.0" and features["ociVersionMax"].startswith("1.2")
+    assert features["ociVersionMin"] == "1.0.0" and features["ociVersionMax"] == spec.VERSION == "1.3.0"
+    assert features["linux"]["memoryPolicy"]["modes"][0] == "MPOL_DEFAULT" and "iversion" in features["mountOptions"]
+    assert "SCMP_ACT_NOTIFY" in features["linux"]["seccomp"]["actions"]
     assert set(features["hooks"]) == {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"}
     assert {"mount", "pid", "time", "user"} <= set(features["linux"]["namespaces"])
     assert "CAP_SYS_ADMIN" in features["linux"]["capabilities"] and "rro" in features["mountOptions"]

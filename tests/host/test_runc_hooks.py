@@ -101,6 +101,31 @@ def test_a_failing_hook_of_create_undoes_everything_and_its_words_are_the_eviden
     assert leftovers(bundle) == [] and not (bundle.path / "never").exists()
 
 
+@pytest.mark.parametrize("point", ["prestart", "createRuntime", "createContainer"])
+def test_a_container_that_a_hook_ended_has_its_poststop_hooks_run_when_all_is_undone(bundle: Bundle, point: str) -> None:
+    after = hook(f"cat >{bundle.path}/state; ls {bundle.root} >{bundle.path}/left; exit 1")
+    bundle.config["hooks"] = {point: [hook("exit 3")], "poststop": [after, hook(f"touch {bundle.path}/second")]}
+    told = bundle.refuses("true")
+    state = json.loads((bundle.path / "state").read_text())
+    assert (state["id"], state["status"], state["pid"]) == (bundle.name, "stopped", 0)
+    assert (bundle.path / "left").read_text() == "" and (bundle.path / "second").exists()
+    assert "run the poststop hook" in told, "its failing is told beside the first"
+
+
+def test_a_create_that_no_hook_ended_runs_no_poststop_hook(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"poststop": [hook(f"touch {bundle.path}/never")]}
+    bundle.mount("/x", "no-such-filesystem", "none").refuses()
+    assert not (bundle.path / "never").exists()
+
+
+def test_since_version_1_3_a_failing_poststart_hook_fails_the_start_and_ends_the_container(bundle: Bundle) -> None:
+    bundle.config["ociVersion"] = "1.3.0"
+    bundle.config["hooks"] = {"poststart": [hook("exit 5"), hook(f"touch {bundle.path}/never")]}
+    bundle.script("sleep 100").create()
+    assert "run the poststart hook" in bundle.fails("start", bundle.name)
+    assert bundle.state()["status"] == "stopped" and not (bundle.path / "never").exists()
+
+
 def test_a_failing_start_container_hook_fails_the_start_and_ends_the_container(bundle: Bundle) -> None:
     bundle.config["hooks"] = {"startContainer": [hook("exit 4")]}
     bundle.script("touch /ran").create()
@@ -112,6 +137,7 @@ def test_a_failing_start_container_hook_fails_the_start_and_ends_the_container(b
 
 @pytest.mark.parametrize("point", ["poststart", "poststop"])
 def test_a_failing_hook_after_the_fact_only_warns_and_the_rest_still_run(bundle: Bundle, tmp_path: Path, point: str) -> None:
+    bundle.config["ociVersion"] = "1.2.1"
     bundle.config["hooks"] = {point: [hook("exit 5"), hook(f"touch {bundle.path}/second")]}
     bundle.script("true").write()
     bundle.ok("--log", str(tmp_path / "log"), "run", "-b", str(bundle.path), bundle.name)

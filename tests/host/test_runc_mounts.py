@@ -236,3 +236,20 @@ def test_proc_over_a_link_or_elsewhere_is_refused(bundle: Bundle) -> None:
     (bundle.rootfs / "proc").rmdir()
     (bundle.rootfs / "proc").symlink_to("/tmp")
     assert "/proc" in bundle.refuses()
+
+
+def test_in_a_user_namespace_a_device_is_shown_only_if_the_host_has_that_very_one(bundle: Bundle) -> None:
+    with_user_namespace(bundle)
+    bundle.linux["devices"] = [
+        {"path": "/dev/fifo", "type": "p", "fileMode": 0o600},
+        {"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11},
+    ]
+    assert bundle.says("stat -c '%F %t:%T' /dev/fifo /dev/kmsg") == "fifo 0:0\ncharacter special file 1:b\n"
+    bundle.linux["devices"] = [{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 5}]
+    assert "it is not device 1:5 there" in bundle.refuses("true")
+
+
+def test_recursive_words_hold_for_file_systems_too(bundle: Bundle) -> None:
+    bundle.mount("/x", "tmpfs", "tmpfs", "rro", "rnoexec", "iversion")
+    options = bundle.says("grep ' /x ' /proc/self/mountinfo").split()[5].split(",")
+    assert {"ro", "noexec"} <= set(options)

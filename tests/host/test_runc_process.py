@@ -15,6 +15,7 @@ import subprocess
 import termios
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runc_support import Bundle, environment, made
@@ -251,3 +252,40 @@ def test_a_terminal_without_a_socket_is_refused_and_nothing_left(bundle: Bundle)
     words = ("create", "-b", str(bundle.path), "--console-socket", "/nowhere/sock", bundle.name)
     assert "hand the terminal to /nowhere/sock" in bundle.fails(*words)
     assert bundle.ok("list", "-q") == ""
+
+
+def test_memory_comes_from_the_nodes_of_the_policy_in_exec_too(bundle: Bundle) -> None:
+    bundle.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}
+    bundle.up("grep -o -m1 'bind=static:0' /proc/self/numa_maps >/policy; sleep 100")
+    assert bundle.inside("grep -o -m1 'bind=static:0' /proc/self/numa_maps; cat /policy") == "bind=static:0\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ({"mode": "MPOL_SOMEHOW"}, "mode is 'MPOL_SOMEHOW'"),
+        ({"mode": "MPOL_BIND", "nodes": "x"}, "'x' is no list of memory nodes"),
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_FAST"]}, "flags has 'MPOL_F_FAST'"),
+        ({"mode": "MPOL_BIND", "nodes": "1023"}, "set the memory policy MPOL_BIND 1023"),
+        ({"mode": "MPOL_DEFAULT", "nodes": "0"}, "set the memory policy MPOL_DEFAULT 0"),
+        ({"nodes": "0"}, "linux.memoryPolicy.mode is missing"),
+    ],
+)
+def test_a_memory_policy_that_cannot_be_is_told(bundle: Bundle, policy: dict[str, Any], told: str) -> None:
+    bundle.linux["memoryPolicy"] = policy
+    if told.startswith("set the"):
+        bundle.args("true").create()
+        assert told in bundle.fails("start", bundle.name)
+    else:
+        assert told in bundle.refuses("true")
+
+
+def test_an_io_priority_outside_its_class_is_refused(bundle: Bundle) -> None:
+    bundle.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 9}
+    assert "priority is 9, outside 0…7" in bundle.refuses("true")
+
+
+@pytest.mark.skipif(os.path.exists("/sys/fs/selinux/enforce"), reason="SELinux is on here")
+def test_a_label_that_this_host_cannot_give_is_refused(bundle: Bundle) -> None:
+    bundle.process["selinuxLabel"] = "system_u:system_r:container_t:s0"
+    assert "SELinux is off on this host" in bundle.refuses("true")

@@ -25,6 +25,8 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "host"))
 from runc_faults import FAULTS, Fault, break_bundle  # noqa: E402
 from runc_support import RUNC, Bundle, environment, made  # noqa: E402
 
+from nacre.oci import spec  # noqa: E402
+
 PAGE = REPOSITORY / "docs" / "errors.md"
 BEGIN, END = "<!-- begin: errors_table.py -->", "<!-- end: errors_table.py -->"
 
@@ -81,12 +83,12 @@ def row(fault: Fault, runc: str, crun: str) -> str:
 
 
 def age(bundle: Bundle) -> None:
-    """The peers are older than version 1.2 of the specification, and crun says no more than that."""
+    """The peers are older than nacre's version of the specification, and crun says no more than that."""
     place = bundle.path / "config.json"
     if not place.exists() or place.read_text().startswith("{not"):
         return
     document = json.loads(place.read_text())
-    if document.get("ociVersion") == "1.2.0":
+    if document.get("ociVersion") == spec.VERSION:
         document["ociVersion"] = "1.0.2"
     place.write_text(json.dumps(document))
 

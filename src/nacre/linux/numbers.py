@@ -39,6 +39,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "capset": 126,
         "ioprio_set": 251,
         "sched_setattr": 314,
+        "set_mempolicy": 238,
     },
     "aarch64": _COMMON
     | {
@@ -51,6 +52,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "capset": 91,
         "ioprio_set": 30,
         "sched_setattr": 274,
+        "set_mempolicy": 237,
     },
 }
 

@@ -146,6 +146,15 @@ def sched_setattr(policy: int, flags: int, nice: int, priority: int, deadline: t
     syscall("sched_setattr", 0, ctypes.byref(attributes), 0)
 
 
+def set_memory_policy(mode: int, nodes: Sequence[int]) -> None:
+    """set_mempolicy(2) for this thread, kept over execve; `mode` has the MPOL_F_… flags in it."""
+    size = max(nodes, default=0) // 64 + 1
+    mask = (ctypes.c_ulong * size)()
+    for node in nodes:
+        mask[node // 64] |= 1 << node % 64
+    syscall("set_mempolicy", mode, ctypes.byref(mask) if nodes else 0, size * 64 + 1 if nodes else 0)
+
+
 _personality = bind("personality", ULong)
 
 

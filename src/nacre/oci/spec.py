@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Tree = dict[str, Any]
 
-VERSION = "1.2.0"  # what `features` and `state` announce; any 1.x is taken
+VERSION = "1.3.0"  # what `features` and `state` announce; any 1.x is taken
 DOCUMENT_LIMIT = 16 << 20
 
 # A schema is "str", "bool", "int" (64 bit, signed), "uint" (64 bit), "u32", [schema] for a list, {"*": schema} for a map of any keys,
@@ -111,7 +111,12 @@ _LINUX: Tree = {
     "netDevices": {"*": {"name": "str"}},
     "cgroupsPath": "str",
     "resources": RESOURCES,
-    "intelRdt": {"closID": "str", "l3CacheSchema": "str", "memBwSchema": "str"},
+    "intelRdt": {
+        **dict.fromkeys(("closID", "l3CacheSchema", "memBwSchema"), "str"),
+        "schemata": ["str"],
+        **dict.fromkeys(("enableMonitoring", "enableCMT", "enableMBM"), "bool"),
+    },
+    "memoryPolicy": {"!mode": "str", "nodes": "str", "flags": ["str"]},
     "sysctl": {"*": "str"},
     "seccomp": SECCOMP,
     "rootfsPropagation": "str",

@@ -73,6 +73,7 @@ class Record(Value):
     apparmor: str = ""
     selinux: str = ""
     personality: str = ""
+    memory_policy: dict[str, Any] = {}  # linux.memoryPolicy
 
     @property
     def directory(self) -> str:

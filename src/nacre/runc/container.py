@@ -72,12 +72,12 @@ def create(
     spec = _document(bundle, config, extra_environment)
     layout = layout or (cgroups.discover() if use_cgroups else cgroups.Layout(hierarchies=()))
     terminal = tty or spec["process"].get("terminal", False)
+    record = _first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
     with ExitStack() as undo:
         undo.push(lambda _kind, error, _trace: _after_failed_hook(error, record))  # first, so that it is done last
         lock = store.reserve(root, identifier)
         undo.callback(remove_directory, root, identifier)
         with owned(lock):
-            record = _first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
             store.save(record)
             store.keep_process(record, spec["process"])
             undo.callback(borrowed.clear, record)
@@ -100,6 +100,14 @@ def create(
                 child = child.but(console=None)
         undo.pop_all()
     return child
+
+
+def _after_failed_hook(error: BaseException | None, record: Record) -> None:
+    """A hook that ends the creation ends a container ("Lifecycle" 4 to 6 go on at 12): all is undone, and poststop is due."""
+    if isinstance(error, HookFailed):
+        told: list[str] = []
+        hooks.run_leniently(record.hooks, "poststop", oci_state(record, Status.STOPPED), told.append)
+        error.evidence += tuple(told)
 
 
 def _after_failed_hook(error: BaseException | None, record: Record) -> None:
@@ -245,6 +253,7 @@ def _host(
         filter_flags=record.seccomp_flags,
         tty=tty,
         personality=record.personality,
+        memory_policy=record.memory_policy,
         memory_policy=record.memory_policy,
         pivot=pivot,
         new_keyring=keyring,

@@ -55,6 +55,7 @@ def execute(
         filter_flags=record.seccomp_flags,
         tty=terminal,
         personality=record.personality,
+        memory_policy=record.memory_policy,
         preserve=preserve_fds,
         security=plan.security_labels(
             checked.get("apparmorProfile", record.apparmor), checked.get("selinuxLabel", record.selinux)

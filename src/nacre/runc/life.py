@@ -18,7 +18,7 @@ from nacre.oci import state as store
 from nacre.oci.errors import Failure, NotFound, WrongStatus, decode
 from nacre.oci.jsontext import loads
 from nacre.oci.state import Record, Status, advance
-from nacre.runc.failures import InitDied
+from nacre.runc.failures import HookFailed, InitDied
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
@@ -65,7 +65,11 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
     if warn:
         for words in warnings:
             warn(words)
-    _run_hooks(record, "poststart", document, warn)
+    try:
+        _run_hooks(record, "poststart", document, warn)
+    except HookFailed:
+        _end(record)
+        raise
 
 
 def hear_execution(channel: Socket, warnings: list[str], record: Record, pid: int) -> None:
@@ -82,10 +86,14 @@ def hear_execution(channel: Socket, warnings: list[str], record: Record, pid: in
 
 
 def _run_hooks(record: Record, point: str, document: Mapping[str, Any], warn: Warn | None) -> None:
+    """Up to 1.2 a failing poststart hook was to warn; since 1.3 it fails the start and ends the container ("Lifecycle" 9)."""
     if record.hooks.get(point):
         from nacre.runc import hooks
 
-        hooks.run_leniently(record.hooks, point, document, warn or (lambda words: None))
+        if point == "poststart" and int(record.oci_version.split(".")[1]) >= 3:
+            hooks.run_all(record.hooks, point, document)
+        else:
+            hooks.run_leniently(record.hooks, point, document, warn or (lambda words: None))
 
 
 def check_executed(record: Record) -> None:

@@ -39,6 +39,8 @@ _FLAGS: dict[str, tuple[MountFlag, bool]] = {
     "silent": (MountFlag.SILENT, True),
     "loud": (MountFlag.SILENT, False),
     "remount": (MountFlag.REMOUNT, True),
+    "iversion": (MountFlag.I_VERSION, True),
+    "noiversion": (MountFlag.I_VERSION, False),
 }
 _PROPAGATION: dict[str, MountFlag] = {
     "private": MountFlag.PRIVATE,

@@ -278,6 +278,20 @@ class SetPersonality(Value, kw_only=False):
         process.set_personality(self.number)
 
 
+class SetMemoryPolicy(Value, kw_only=False):
+    """linux.memoryPolicy: from which NUMA nodes memory is taken."""
+
+    words: str
+    mode: int
+    nodes: tuple[int, ...]
+
+    def describe(self) -> str:
+        return f"set the memory policy {self.words}"
+
+    def run(self, context: Context) -> None:
+        process.set_memory_policy(self.mode, self.nodes)
+
+
 class SetSecurityLabel(Value, kw_only=False):
     """AppArmor profile or SELinux label of the next execve(2). /proc is the container's by now, and looked at closely."""
 

@@ -67,7 +67,7 @@ def spec(*, rootless: bool) -> dict[str, Any]:
 
 def features() -> dict[str, Any]:
     """What this runtime does, for engines that ask before they use it."""
-    from nacre.runc import mount_options
+    from nacre.runc import mount_options, plan
 
     return {
         "ociVersionMin": "1.0.0",
@@ -88,9 +88,11 @@ def features() -> dict[str, Any]:
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
-            "intelRdt": {"enabled": False},
+            "intelRdt": {"enabled": False, "schemata": False, "monitoring": False},
+            "memoryPolicy": {"modes": list(plan.MEMORY_POLICIES), "flags": list(plan.MEMORY_POLICY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": True},
         },
         "annotations": {},
+        "potentiallyUnsafeConfigAnnotations": [],
     }
