@@ -8,8 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from api_support import eventually
 from node_support import Node, http_get, pod
 
 NGINX = "nacre.local/nginx:demo"
@@ -178,6 +179,23 @@ def test_logs_are_followed_to_their_end_and_cut_as_asked(node: Node) -> None:
     assert stamped[0].endswith("Z") and stamped[1] == "line 19\n"
     assert "previous terminated container" in node.kubectl("logs", "talker", "--previous", check=False)
     node.kubectl("delete", "pod", "talker")
+
+
+def test_a_follower_that_goes_away_leaves_no_file_open(node: Node) -> None:
+    node.apply(pod("silent", BUSYBOX, "sleep", "1000"))
+    node.ready("silent")
+
+    def followed() -> int:
+        found = 0
+        for one in os.scandir(f"/proc/{node.daemon}/fd"):
+            with suppress(FileNotFoundError):  # closed while we look
+                found += "default_silent_" in os.readlink(one.path)
+        return found
+
+    with node.kubectl_stream("logs", "-f", "silent"), node.kubectl_stream("logs", "-f", "silent"):
+        eventually(lambda: followed() == 2)
+    eventually(lambda: followed() == 0)
+    node.kubectl("delete", "pod", "silent", "--now")
 
 
 def test_a_crashing_container_is_started_again_with_back_off_and_keeps_its_last_log(node: Node) -> None:

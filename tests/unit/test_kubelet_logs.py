@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -104,6 +105,34 @@ def test_a_followed_log_is_told_of_new_lines_and_rotation_and_ends_with_its_cont
         return got
 
     assert asyncio.run(body()) == ["more\n", "rotated\n", ""]
+
+
+def test_what_is_written_just_before_a_rotation_is_followed_too(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.read
+
+    def late(fd: int, size: int) -> bytes:
+        """At the file's end, one more line comes and the file is rotated: the instant that a reader cannot see."""
+        data = plain(fd, size)
+        if not data:
+            monkeypatch.setattr(os, "read", plain)
+            with log.open("a") as file:
+                file.write(f"{STAMP.format(5)} stdout F late\n")
+            log.rename(log.with_suffix(".old"))
+            log.write_text(f"{STAMP.format(6)} stdout F rotated\n")
+        return data
+
+    async def body() -> list[str]:
+        watching = Watching()
+        lines = read(str(log), Wanted(follow=True, tail_lines=0), watching, lambda: False, asyncio.Event())
+        got = []
+        async with contextlib.aclosing(lines), asyncio.timeout(5):
+            monkeypatch.setattr(os, "read", late)
+            while len(got) < 2:
+                got.append((await anext(lines)).decode())
+        watching.close()
+        return got
+
+    assert asyncio.run(body()) == ["late\n", "rotated\n"]
 
 
 @given(

@@ -23,8 +23,9 @@ from nacre.api.kind import Kind
 from nacre.api.read import Form, Reader, parse_query, truth
 from nacre.api.status import Refusal, bad_request, method_not_allowed, no_such_path, unsupported
 from nacre.api.store import StorageFailed, Store
-from nacre.api.streams import Streams, send
+from nacre.api.streams import Streams
 from nacre.api.write import Call, Writer
+from nacre.wire.relay import send
 
 log = logging.getLogger("nacre.api")
 

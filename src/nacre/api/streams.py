@@ -1,4 +1,4 @@
-"""log, exec, attach: relayed to the kubelet of the pod's node; and `send`, how an answer without an end known goes out.
+"""log, exec, attach: relayed to the kubelet of the pod's node.
 
 Logs are copied chunk by chunk; exec and attach are upgraded connections (WebSocket) whose bytes are passed on unread, both ways,
 each side paused while the other cannot take more. The server shows the kubelet its own certificate (`apiserver`).
@@ -7,9 +7,7 @@ each side paused while the other cannot take more. The server shows the kubelet 
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -22,23 +20,13 @@ from nacre.api.kind import Object
 from nacre.api.status import Refusal, bad_request, method_not_allowed, not_found, unsupported
 from nacre.api.store import Store
 from nacre.api.write import Call
-from nacre.wire.relay import relay
-
-log = logging.getLogger("nacre.api")
+from nacre.wire.relay import handshake, relay, send
 
 CONNECT_S = 10.0
 HEAD_LIMIT = 64 * 1024
 _LOG_PARAMETERS = ("follow", "limitBytes", "previous", "sinceSeconds", "sinceTime", "stream", "tailLines", "timestamps")
 # a kubelet's names for the parameters of exec and attach
 _STREAM_PARAMETERS = {"stdin": "input", "stdout": "output", "stderr": "error", "tty": "tty"}
-_PASSED = (
-    "Upgrade",
-    "Connection",
-    "Sec-WebSocket-Key",
-    "Sec-WebSocket-Version",
-    "Sec-WebSocket-Protocol",
-    "Sec-WebSocket-Extensions",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +118,6 @@ class Streams:
             if request.query.get(ours, "").lower() in ("true", "1"):
                 query.append((theirs, "1"))
         path = _path(call.subresource, pod, _container(pod, request.query.get("container", "")))
-        headers = [f"{name}: {value}" for name in _PASSED for value in request.headers.getall(name, [])]
-        head = "\r\n".join([f"GET {path}?{urlencode(query)} HTTP/1.1", f"Host: {endpoint.authority}", *headers, "", ""])
         try:
             async with asyncio.timeout(CONNECT_S):
                 reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=self._tls(), limit=HEAD_LIMIT)
@@ -139,7 +125,7 @@ class Streams:
             words = str(error) or f"no connection within {CONNECT_S:.0f} s"
             raise _unreachable(endpoint.node, f"dial tcp {endpoint.authority}: {words}") from error
         try:
-            writer.write(head.encode("latin-1"))
+            writer.write(handshake(request, f"{path}?{urlencode(query)}", endpoint.authority))
             answer = await reader.readuntil(b"\r\n\r\n")
             status = int(answer.split(b" ", 2)[1])
             if status != 101:
@@ -158,30 +144,6 @@ async def _copy(request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web
         raise _as_refusal(answer.status, await answer.read())
     response = web.StreamResponse(status=answer.status, headers={"Content-Type": "text/plain"})
     return await send(request, response, answer.content.iter_any())
-
-
-async def send(
-    request: web.BaseRequest, response: web.StreamResponse, chunks: AsyncIterator[bytes], first: bytes = b""
-) -> web.StreamResponse:
-    """`first` and `chunks` as they come. A fault after the head cuts the connection: an orderly end would say that this is all.
-
-    It is not raised: aiohttp would log it as an error of the handler, a client's going away included.
-    """
-    response.enable_chunked_encoding()
-    await response.prepare(request)
-    try:
-        if first:
-            await response.write(first)
-        async for chunk in chunks:
-            await response.write(chunk)
-        await response.write_eof()
-    except ConnectionError:
-        request.protocol.force_close()
-    except Exception as error:
-        foreign = isinstance(error, aiohttp.ClientError)  # the kubelet's end, not a fault of ours
-        log.warning("%s %s is cut short: %s", request.method, request.path, error, exc_info=not foreign)
-        request.protocol.force_close()
-    return response
 
 
 async def _refusal_of(reader: asyncio.StreamReader, head: bytes, status: int) -> Refusal:

@@ -1,4 +1,4 @@
-"""Kubernetes events of this node: one object a (object, reason, message), its count raised when it happens again.
+"""Kubernetes events of this node: one object a (object, part of it, reason, message), its count raised when it happens again.
 
 Events go out in a task of their own, in order; a server that cannot be reached costs a log line and the event, never the pod's progress.
 """
@@ -25,7 +25,7 @@ class Events:
     def __init__(self, kube: Kube, node: str) -> None:
         self._kube, self._node = kube, node
         self._queue: asyncio.Queue[tuple[dict[str, Any], dict[str, Any]] | None] = asyncio.Queue()
-        self._known: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._known: dict[tuple[str, ...], dict[str, Any]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -79,11 +79,12 @@ class Events:
         while (item := await self._queue.get()) is not None:
             event, involved = item
             try:
-                await self._deliver(event, (involved["uid"], event["reason"], event["message"]))
+                about = (involved["uid"], involved.get("fieldPath", ""))
+                await self._deliver(event, (*about, event["reason"], event["message"]))
             except (ApiError, Failure) as error:
                 log.warning("event %s of %s was not stored: %s", event["reason"], involved["name"], error)
 
-    async def _deliver(self, event: dict[str, Any], key: tuple[str, str, str]) -> None:
+    async def _deliver(self, event: dict[str, Any], key: tuple[str, ...]) -> None:
         path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
         known = self._known.get(key)
         if known is not None:

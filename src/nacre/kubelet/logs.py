@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ def wanted(query: dict[str, str], now: float) -> Wanted:
     numbers = {}
     for key, least in (("tailLines", 0), ("sinceSeconds", 1), ("limitBytes", 1)):
         if query.get(key):
-            if not query[key].isdigit() or int(query[key]) < least:
+            if not re.fullmatch("[0-9]{1,18}", query[key]) or int(query[key]) < least:
                 bound = "0" if least == 0 else "0, exclusive"
                 raise Invalid(
                     what="read logs", cause=f"{key}: Invalid value: {query[key]}: must be greater than or equal to {bound}"
@@ -90,7 +91,7 @@ def _time_of(stamp: bytes) -> float:
 
 async def read(
     path: str, asked: Wanted, watching: Watching, ended: Callable[[], bool], wake: asyncio.Event
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The log's text in pieces. `ended` tells whether the container is over; `wake` is set when that may have changed.
 
     Raises NotFound when there is no file.
@@ -101,17 +102,18 @@ async def read(
             log.seek_tail(asked.tail_lines)
         left = asked.limit_bytes
         while True:
-            over = ended()  # asked before reading: what was written until then is read below
-            for piece in log.pieces(asked, last=over or not asked.follow):
+            over, replaced = ended(), log.is_replaced()  # asked before reading: what was written until then is read below
+            for piece in log.pieces(asked, last=not replaced and (over or not asked.follow)):
                 yield piece if left is None else piece[:left]
                 left = None if left is None else left - len(piece)
                 if left is not None and left <= 0:
                     return
-            if log.follow_rotation():
-                continue
-            if over or not asked.follow:
+            if replaced:
+                log.reopen()
+            elif over or not asked.follow:
                 return
-            await _changed(log, watching, wake, ended)
+            else:
+                await _changed(log, watching, wake, ended)
     finally:
         log.close()
 
@@ -165,18 +167,16 @@ class Log:
             yield shown(kept, asked)
 
     def has_more(self) -> bool:
-        return os.fstat(self._fd).st_size > os.lseek(self._fd, 0, os.SEEK_CUR) or self._replaced()
+        return os.fstat(self._fd).st_size > os.lseek(self._fd, 0, os.SEEK_CUR) or self.is_replaced()
 
-    def follow_rotation(self) -> bool:
-        """Go on with the file that has the path now; False: it is this one."""
-        if not self._replaced():
-            return False
+    def reopen(self) -> None:
+        """Go on with the file that has the path now."""
         fresh = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         os.close(self._fd)
         self._fd = fresh
-        return True
 
-    def _replaced(self) -> bool:
+    def is_replaced(self) -> bool:
+        """Whether another file has the path: then nobody writes to this one any more."""
         try:
             return os.stat(self.path).st_ino != os.fstat(self._fd).st_ino
         except FileNotFoundError:

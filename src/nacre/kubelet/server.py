@@ -7,6 +7,7 @@ The API server and system:masters may ask; everyone else is refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import ssl
@@ -23,20 +24,12 @@ from nacre.kubelet.watching import Watching
 from nacre.oci.errors import Failure, Invalid, NotFound, Unsupported, WrongStatus
 from nacre.wire import cri_pb2 as cri
 from nacre.wire.cri import Stub, failure_of
-from nacre.wire.relay import relay
+from nacre.wire.relay import handshake, relay, send
 
 log = logging.getLogger("nacre.kubelet")
 TRUSTED_USER, TRUSTED_GROUP = "kube-apiserver", "system:masters"
 CONNECT_S = 10.0
 HEAD_LIMIT = 64 * 1024
-_PASSED = (
-    "Upgrade",
-    "Connection",
-    "Sec-WebSocket-Key",
-    "Sec-WebSocket-Version",
-    "Sec-WebSocket-Protocol",
-    "Sec-WebSocket-Extensions",
-)
 _CODES: dict[type[Failure], tuple[int, str]] = {
     Invalid: (400, "BadRequest"),
     NotFound: (404, "NotFound"),
@@ -72,7 +65,9 @@ class Server:
 
     async def start(self) -> None:
         """Raises Failure when the port is taken."""
-        self._runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
+        # cancelled with its client: a log that nothing is written to would be held open until its container ends
+        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
         await self._runner.setup()
         config = self._config
         site = web.TCPSite(self._runner, config.listen, config.kubelet_port, ssl_context=_context(f"{config.data}/pki"))
@@ -128,16 +123,9 @@ class Server:
         pod.subscribe(wake)
         try:
             lines = logs.read(path, asked, self._watching, lambda: previous or pod.has_ended(container), wake)
-            response = web.StreamResponse(headers={"Content-Type": "text/plain"})
-            response.enable_chunked_encoding()
-            first = await anext(lines, b"") if not asked.follow else b""  # a missing file is refused before the head is out
-            await response.prepare(request)
-            if first:
-                await response.write(first)
-            async for piece in lines:
-                await response.write(piece)
-            await response.write_eof()
-            return response
+            async with contextlib.aclosing(lines):
+                first = await anext(lines, b"") if not asked.follow else b""  # a missing file is refused before the head is out
+                return await send(request, web.StreamResponse(headers={"Content-Type": "text/plain"}), lines, first)
         finally:
             pod.unsubscribe(wake)
 
@@ -161,9 +149,7 @@ class Server:
     async def _pass_on(self, request: web.BaseRequest, url: str) -> web.StreamResponse:
         """The client's handshake to the runtime's URL, then bytes both ways."""
         place = urlsplit(url)
-        headers = [f"{name}: {value}" for name in _PASSED for value in request.headers.getall(name, [])]
         target = place.path + (f"?{place.query}" if place.query else "")
-        head = "\r\n".join([f"GET {target} HTTP/1.1", f"Host: {place.netloc}", *headers, "", ""])
         what = f"reach the runtime's streaming server at {place.netloc}"
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -171,7 +157,7 @@ class Server:
         except (OSError, TimeoutError) as error:
             raise Failure(what=what, cause=str(error) or f"no connection within {CONNECT_S:.0f} s") from error
         try:
-            writer.write(head.encode("latin-1"))
+            writer.write(handshake(request, target, place.netloc))
             answer = await reader.readuntil(b"\r\n\r\n")
             if not answer.startswith(b"HTTP/1.1 101"):
                 said = (await reader.read(HEAD_LIMIT)).decode(errors="replace").strip()

@@ -1,16 +1,56 @@
-"""Bytes both ways between an upgraded request and another connection, unread, with back-pressure.
+"""Answers that go on for long: chunks as they come, and bytes both ways between an upgraded request and another connection.
 
-The client's transport leaves aiohttp's hands (`set_protocol`) the moment the answer's head has been written to it.
+Relayed bytes are not read, and either side is paused while the other cannot take more. The client's transport leaves aiohttp's
+hands (`set_protocol`) the moment the answer's head has been written to it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator
 from typing import cast
 
+import aiohttp
 from aiohttp import web
 
+from nacre.oci.errors import Failure
+
+log = logging.getLogger("nacre.wire")
+
 CHUNK = 64 * 1024
+_PASSED = (
+    "Upgrade",
+    "Connection",
+    "Sec-WebSocket-Key",
+    "Sec-WebSocket-Version",
+    "Sec-WebSocket-Protocol",
+    "Sec-WebSocket-Extensions",
+)
+
+
+async def send(
+    request: web.BaseRequest, response: web.StreamResponse, chunks: AsyncIterator[bytes], first: bytes = b""
+) -> web.StreamResponse:
+    """`first` and `chunks` as they come. A fault after the head cuts the connection: an orderly end would say that this is all.
+
+    It is not raised: aiohttp would log it as an error of the handler, a client's going away included.
+    """
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    try:
+        if first:
+            await response.write(first)
+        async for chunk in chunks:
+            await response.write(chunk)
+        await response.write_eof()
+    except ConnectionError:
+        request.protocol.force_close()
+    except Exception as error:
+        foreign = isinstance(error, Failure | aiohttp.ClientError)  # the end of whoever is passed on, not a fault of ours
+        log.warning("%s %s is cut short: %s", request.method, request.path, error, exc_info=not foreign)
+        request.protocol.force_close()
+    return response
 
 
 class _Client(asyncio.Protocol):
@@ -60,6 +100,12 @@ class _Client(asyncio.Protocol):
         await self._free.wait()
         if not self._transport.is_closing():
             self._transport.write(data)
+
+
+def handshake(request: web.BaseRequest, target: str, host: str) -> bytes:
+    """The head of the request that asks `host` for the upgrade which `request` asks of us."""
+    headers = [f"{name}: {value}" for name in _PASSED for value in request.headers.getall(name, [])]
+    return "\r\n".join([f"GET {target} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode("latin-1", "replace")
 
 
 async def relay(
