@@ -110,14 +110,6 @@ def _after_failed_hook(error: BaseException | None, record: Record) -> None:
         error.evidence += tuple(told)
 
 
-def _after_failed_hook(error: BaseException | None, record: Record) -> None:
-    """A hook that ends the creation ends a container ("Lifecycle" 4 to 6 go on at 12): all is undone, and poststop is due."""
-    if isinstance(error, HookFailed):
-        told: list[str] = []
-        hooks.run_leniently(record.hooks, "poststop", oci_state(record, Status.STOPPED), told.append)
-        error.evidence += tuple(told)
-
-
 def _make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> None:
     if cgroup is None:
         return
@@ -253,7 +245,6 @@ def _host(
         filter_flags=record.seccomp_flags,
         tty=tty,
         personality=record.personality,
-        memory_policy=record.memory_policy,
         memory_policy=record.memory_policy,
         pivot=pivot,
         new_keyring=keyring,

@@ -62,16 +62,6 @@ MEMORY_POLICIES = {
     "MPOL_WEIGHTED_INTERLEAVE": 6,
 }
 MEMORY_POLICY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13}
-MEMORY_POLICIES = {
-    "MPOL_DEFAULT": 0,
-    "MPOL_PREFERRED": 1,
-    "MPOL_BIND": 2,
-    "MPOL_INTERLEAVE": 3,
-    "MPOL_LOCAL": 4,
-    "MPOL_PREFERRED_MANY": 5,
-    "MPOL_WEIGHTED_INTERLEAVE": 6,
-}
-MEMORY_POLICY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13}
 
 
 class Host(Value):
@@ -90,7 +80,6 @@ class Host(Value):
     new_keyring: bool = True
     preserve: int = 0
     personality: str = ""
-    memory_policy: Tree = {}
     memory_policy: Tree = {}
     trees: Mapping[str, int] = {}  # destination to a detached id-mapped mount (`id_maps`)
     seek_program: bool = False  # refuse a container whose program is nowhere
@@ -277,7 +266,8 @@ def _devices(devices: Sequence[Tree], *, user_namespace: bool) -> list[fs.Step]:
         wanted[path] = fs.MakeDevice(path, mode, device.get("major", 0), device.get("minor", 0), *ids)
     if user_namespace:
         return [
-            one if stat.S_ISFIFO(one.mode) else fs.BindDevice(path, one.mode, one.major, one.minor) for path, one in wanted.items()
+            one if stat.S_ISFIFO(one.mode) else fs.BindDevice(path, one.mode, one.major, one.minor)
+            for path, one in wanted.items()
         ]
     return list(wanted.values())
 
@@ -304,8 +294,6 @@ def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
     steps: list[fs.Step] = [ps.SetSecurityLabel(file, text) for file, text in host.security]
     if host.personality:
         steps.append(ps.SetPersonality(host.personality, PERSONALITIES[host.personality]))
-    if host.memory_policy:
-        steps.append(_memory_policy(host.memory_policy))
     if host.memory_policy:
         steps.append(_memory_policy(host.memory_policy))
     if limits := _limits(process):
