@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import shutil
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from nacre.kubelet import hooks, translate
 from nacre.kubelet.life import Life
+from nacre.kubelet.times import parse
 from nacre.oci import trace
 from nacre.wire import cri_pb2 as cri
 from nacre.wire.kube import ApiError
@@ -27,7 +30,7 @@ async def stop_container(life: Life, name: str, identifier: str, *, why: str = "
         began = time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await hooks.run(life, hook, container, identifier, "FailedPreStopHook")
+                await hooks.run(life, hook, container, identifier, "FailedPreStopHook", seconds)
         seconds = max(LEAST_AFTER_HOOK_S, int(seconds - (time.monotonic() - began)))
     request = cri.StopContainerRequest(container_id=identifier, timeout=seconds)
     await life.call(life.host.runtime.StopContainer, request, f"stop container {name}")
@@ -42,11 +45,17 @@ async def stop_containers(life: Life, grace_s: int | None) -> None:
         await asyncio.gather(*(stop_container(life, name, one.id, grace_s=grace_s) for name, one in found))
 
 
+def grace_left_s(metadata: Mapping[str, Any], now: float) -> int:
+    """What is left of the deletion's grace: a kubelet that was started again in the middle gives no new one."""
+    whole = int(metadata.get("deletionGracePeriodSeconds") or 0)
+    return max(0, min(whole, math.ceil(parse(metadata["deletionTimestamp"]) - now)))
+
+
 async def stop_for_deletion(life: Life) -> None:
     """Stop all containers within the grace that the deletion gives; one that is shortened on the way counts from then."""
     while life.running():
         life.hurry.clear()
-        grace_s = int(life.pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+        grace_s = grace_left_s(life.pod["metadata"], time.time())
         stopping = asyncio.ensure_future(stop_containers(life, grace_s))
         hurried = asyncio.ensure_future(life.hurry.wait())
         try:

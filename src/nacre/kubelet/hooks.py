@@ -10,15 +10,17 @@ from nacre.kubelet import probes
 from nacre.kubelet.life import Life
 from nacre.oci.errors import Failure
 
-HOOK_S = 60.0
+NO_LIMIT_S = 0.0  # the CRI's word for as long as it takes
 
 
-async def run(life: Life, hook: dict[str, Any], container: dict[str, Any], identifier: str, reason: str) -> bool:
-    """Whether it succeeded; a failure becomes the event `reason`."""
+async def run(
+    life: Life, hook: dict[str, Any], container: dict[str, Any], identifier: str, reason: str, limit_s: float = NO_LIMIT_S
+) -> bool:
+    """Whether it succeeded; a failure becomes the event `reason`. What `limit_s` cuts off is killed in the container too."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session:
         try:
             passed, words = await probes.attempt(
-                life.host.runtime, hook, container, identifier, life.address, HOOK_S, lambda: session
+                life.host.runtime, hook, container, identifier, life.address, limit_s, lambda: session
             )
         except (Failure, aiohttp.ClientError, OSError) as error:
             passed, words = False, error.sentence() if isinstance(error, Failure) else str(error)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from nacre.kubelet import ending, hooks, probes, resources, rotation, translate, waiting
+from nacre.kubelet import ending, hooks, names, probes, resources, rotation, translate, waiting
 from nacre.kubelet.expand import ConfigError, Sources
 from nacre.kubelet.life import Life
 from nacre.kubelet.plan import SANDBOX, next_backoff
@@ -21,6 +22,7 @@ NOT_WEIGHED = (
     "The pod's RuntimeClass has no overhead: nobody counts the memory of its virtual machine, and the node may run short of it."
     " `nacre enable kata` weighs one and writes the RuntimeClass anew."
 )
+T = TypeVar("T")
 RETRY_S = 5.0  # after a failure that nothing announces the end of
 
 
@@ -107,16 +109,12 @@ async def _forget_older_sandboxes(life: Life) -> None:
 
 
 def _write_hosts(life: Life) -> None:
-    """/etc/hosts of the pod's containers; a pod on the host's network has the host's."""
-    spec = life.pod["spec"]
-    if spec.get("hostNetwork"):
-        return
-    name = spec.get("hostname") or life.pod["metadata"]["name"]
-    lines = ["# Kubernetes-managed hosts file.", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    lines += [f"{address}\t{name}" for address in life.facts.addresses]
-    lines += [f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}" for alias in spec.get("hostAliases") or []]
-    with open(f"{life.volumes.directory}/etc-hosts", "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    """/etc/hosts of the pod's containers."""
+    with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
+        text = names.hosts(life.pod, life.facts.addresses, file.read())
+    if text:
+        with open(f"{life.volumes.directory}/etc-hosts", "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 async def start(life: Life, name: str, sources: Sources) -> None:
@@ -156,16 +154,21 @@ async def _image(life: Life, container: dict[str, Any]) -> Any:
     """The CRI's Image; a pull ends at once when the pod is to end. Raises ImageTrouble, Interrupted."""
     secrets = await life.host.pull_secrets(life.pod)
     handler = await life.host.handler_of(life.pod)
-    pulling = asyncio.ensure_future(life.host.puller.ensure(life.pod, container, handler, secrets))
+    return await _unless_hurried(life, life.host.puller.ensure(life.pod, container, handler, secrets))
+
+
+async def _unless_hurried(life: Life, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` answers; it is dropped when the pod is to end. Raises Interrupted."""
+    working = asyncio.ensure_future(work)
     hurried = asyncio.ensure_future(life.hurry.wait())
     try:
-        await asyncio.wait((pulling, hurried), return_when=asyncio.FIRST_COMPLETED)
-        if not pulling.done():
+        await asyncio.wait((working, hurried), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise Interrupted
-        return pulling.result()
+        return working.result()
     finally:
         hurried.cancel()
-        pulling.cancel()
+        working.cancel()
 
 
 async def _create(life: Life, container: dict[str, Any], image: str, sources: Sources) -> str:
@@ -228,7 +231,7 @@ async def _begin(life: Life, container: dict[str, Any], identifier: str) -> None
     life.event("Started", f"Started container {name}", container=name)
     await life.refresh(identifier)
     hook = (container.get("lifecycle") or {}).get("postStart")
-    if hook and not await hooks.run(life, hook, container, identifier, "FailedPostStartHook"):
+    if hook and not await _unless_hurried(life, hooks.run(life, hook, container, identifier, "FailedPostStartHook")):
         await ending.stop_container(life, name, identifier, why="FailedPostStartHook")
 
 

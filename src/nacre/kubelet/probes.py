@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,7 +121,7 @@ async def attempt(
 
 async def _exec(runtime: Stub, command: list[str], container_id: str, timeout: float) -> tuple[bool, str]:
     try:
-        answer = await runtime.ExecSync(cri.ExecSyncRequest(container_id=container_id, cmd=command, timeout=max(1, int(timeout))))
+        answer = await runtime.ExecSync(cri.ExecSyncRequest(container_id=container_id, cmd=command, timeout=math.ceil(timeout)))
     except grpc.RpcError as error:
         raise failure_of(error, f"run {command[0]}") from error
     text = (answer.stdout + answer.stderr).decode(errors="replace").strip()

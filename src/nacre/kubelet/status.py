@@ -73,12 +73,13 @@ def container_status(container: Mapping[str, Any], facts: Facts, pod: Mapping[st
         told = _told(pod, name)
         if told is not None:
             return told  # the pod ended, and the runtime has forgotten it
-        reason, message = facts.waiting.get(name) or (_not_yet(pod, name), "")
+        reason, message = facts.waiting.get(name) or (not_yet(pod, name), "")
         status["state"] = {"waiting": {"reason": reason} | ({"message": message} if message else {})}
         return status
     status |= {
         "containerID": f"nacre://{seen.id}",
-        "imageID": seen.image_id or seen.image_ref,
+        "image": seen.image.image or container["image"],
+        "imageID": seen.image_ref or seen.image_id,
         "restartCount": seen.metadata.attempt,
     }
     current = state_of(seen, facts.messages.get(seen.id, ""))
@@ -131,7 +132,7 @@ def state_of(seen: Any, message: str) -> dict[str, Any]:
     return {"terminated": ended}
 
 
-def _not_yet(pod: Mapping[str, Any], name: str) -> str:
+def not_yet(pod: Mapping[str, Any], name: str) -> str:
     first = [one["name"] for one in pod["spec"].get("initContainers") or []]
     return "PodInitializing" if first and name not in first else "ContainerCreating"
 

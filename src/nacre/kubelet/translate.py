@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacre.config import Config
-from nacre.kubelet import resources
+from nacre.kubelet import names, resources
 from nacre.kubelet.expand import ConfigError, Sources, environment, expanded
 from nacre.kubelet.volumes import PodVolumes, kind_of
 from nacre.linux import paths
@@ -50,7 +50,7 @@ def sandbox_config(pod: Mapping[str, Any], attempt: int, frame: Frame) -> Any:
         metadata=cri.PodSandboxMetadata(
             name=metadata["name"], uid=metadata["uid"], namespace=metadata["namespace"], attempt=attempt
         ),
-        hostname="" if spec.get("hostNetwork") else (spec.get("hostname") or metadata["name"])[:63].rstrip("-."),
+        hostname=names.kernel_name(pod),
         log_directory=frame.log_directory(pod),
         labels=(metadata.get("labels") or {}) | _pod_labels(metadata),
         annotations=metadata.get("annotations") or {},
@@ -70,12 +70,7 @@ def sandbox_config(pod: Mapping[str, Any], attempt: int, frame: Frame) -> Any:
             ),
         ),
     )
-    if spec.get("dnsPolicy") == "None" or spec.get("dnsConfig"):
-        asked = spec.get("dnsConfig") or {}
-        options = [one["name"] + (f":{one['value']}" if one.get("value") else "") for one in asked.get("options") or []]
-        config.dns_config.CopyFrom(
-            cri.DNSConfig(servers=asked.get("nameservers"), searches=asked.get("searches"), options=options)
-        )
+    config.dns_config.MergeFrom(names.resolvers(spec) or cri.DNSConfig())
     for container in spec["containers"]:
         for port in container.get("ports") or []:
             if port.get("hostPort") and not spec.get("hostNetwork"):

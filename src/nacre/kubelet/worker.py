@@ -88,7 +88,7 @@ class Worker:
     def gone(self, grace_s: int = 0) -> None:
         """The object was taken out by force, or the manifest's file: the pod ends within `grace_s`."""
         self._gone = True
-        marks = {"deletionTimestamp": stamp(time.time()), "deletionGracePeriodSeconds": grace_s}
+        marks = {"deletionTimestamp": stamp(time.time() + grace_s), "deletionGracePeriodSeconds": grace_s}
         self.life.pod = self.life.pod | {"metadata": self.life.pod["metadata"] | marks}
         self.life.hurry.set()
         self._wake.set()
@@ -353,4 +353,4 @@ class Worker:
         one = self.life.facts.statuses.get(name)
         if one is not None and one.state == cri.CONTAINER_EXITED:
             return "it has ended"
-        return waiting[0] if waiting else "ContainerCreating"
+        return waiting[0] if waiting else status.not_yet(self.pod, name)
