@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runc_support import RUNC, Bundle, environment, made, with_user_namespace
+from runc_support import REPOSITORY, RUNC, Bundle, environment, made, with_user_namespace
 
 from nacre.linux.namespaces import KINDS, identity
+
+PEERS = REPOSITORY / ".cache" / "peers"
 
 
 @pytest.fixture
@@ -162,26 +165,82 @@ def test_a_user_namespace_is_joined_by_path_and_owns_the_others(bundle: Bundle) 
         running.stdout.close()
 
 
+USER = 4321
+
+
+class Ordinary:
+    """Somebody who is not root, with a directory and a bundle of their own, and with ids that newuidmap grants if asked for."""
+
+    def __init__(self, bundle: Bundle, place: Path) -> None:
+        self.place, self._bundle = place / "mine", bundle
+        self.place.mkdir()
+        for one in (place, *place.parents):
+            if one != Path("/tmp") and str(one).startswith("/tmp"):
+                one.chmod(0o755)
+        os.chown(self.place, USER, USER)
+        self.call("spec", "--rootless", "--bundle", str(self.place))
+        self.config = json.loads((self.place / "config.json").read_text())
+        self.config["process"] |= {"terminal": False, "env": ["PATH=/bin"]}
+        self.config["root"]["path"] = str(bundle.rootfs)
+
+    def call(self, *words: str, path: str = "/usr/bin:/bin", granted: str = "") -> subprocess.CompletedProcess[str]:
+        """nacre-runc by that user, in a mount namespace with a passwd, subuid and subgid of ours."""
+        etc = {"passwd": f"mine:x:{USER}:{USER}::{self.place}:/bin/sh\n", "group": f"mine:x:{USER}:\n"}
+        etc |= dict.fromkeys(("subuid", "subgid"), granted and f"mine:{granted}\n")
+        lines = []
+        for name, text in etc.items():
+            (self.place / name).write_text(text)
+            lines.append(f"test ! -e /etc/{name} || mount --bind {self.place}/{name} /etc/{name}")
+        drop = f"exec setpriv --reuid {USER} --regid {USER} --clear-groups env PATH={path} HOME={self.place} "
+        script = "\n".join([*lines, drop + '"$@"'])
+        command = [RUNC, "--root", str(self.place / "state"), "--cgroup-manager", "disabled", *words]
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-ec", script, "sh", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+            env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        )
+
+    def run(self, script: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        self.config["process"]["args"] = ["sh", "-c", script]
+        (self.place / "config.json").write_text(json.dumps(self.config))
+        return self.call("run", "-b", str(self.place), "mine", **settings)
+
+
 def test_without_root_a_user_runs_a_container_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
     """`spec --rootless` as an ordinary user: one id mapped, no cgroups."""
-    place = tmp_path / "mine"
-    place.mkdir()
-    for one in (tmp_path, *tmp_path.parents):
-        if one != Path("/tmp") and str(one).startswith("/tmp"):
-            one.chmod(0o755)
-    os.chown(place, 4321, 4321)
-    user = {"user": 4321, "group": 4321, "extra_groups": [], "env": environment(HOME=str(place), PYTHONDONTWRITEBYTECODE="1")}
-    common = [RUNC, "--root", str(place / "state"), "--cgroup-manager", "disabled"]
-    subprocess.run([*common, "spec", "--rootless", "--bundle", str(place)], check=True, **user)
-    document = json.loads((place / "config.json").read_text())
-    document["process"] |= {"terminal": False, "args": ["sh", "-c", "id -u; hostname; touch /tmp/x 2>/dev/null || echo ro"]}
-    document["process"]["env"] = ["PATH=/bin"]
-    document["root"]["path"] = str(bundle.rootfs)
-    (place / "config.json").write_text(json.dumps(document))
-    done = subprocess.run(
-        [*common, "run", "-b", str(place), "mine"], capture_output=True, text=True, check=False, timeout=30, **user
-    )
+    done = Ordinary(bundle, tmp_path).run("id -u; hostname; touch /tmp/x 2>/dev/null || echo ro")
     assert done.stdout == "0\nnacre\nro\n", done.stderr
+
+
+def with_granted_ids(ordinary: Ordinary) -> None:
+    own = {"containerID": 0, "hostID": USER, "size": 1}
+    further = {"containerID": 1, "hostID": 300000, "size": 1000}
+    ordinary.config["linux"] |= {"uidMappings": [own, further], "gidMappings": [own, further]}
+    ordinary.config["process"]["user"] = {"uid": 7, "gid": 8, "additionalGids": [9]}
+
+
+def test_without_root_a_user_maps_the_ids_that_newuidmap_grants(bundle: Bundle, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("newuidmap", "newgidmap"):
+        tool = shutil.copy(next(place for place in (Path("/usr/bin", name), PEERS / "usr/bin" / name) if place.exists()), tools)
+        os.chmod(tool, 0o4755)
+    ordinary = Ordinary(bundle, tmp_path)
+    with_granted_ids(ordinary)
+    done = ordinary.run("id -u; id -G; cat /proc/self/uid_map", path=f"{tools}:/usr/bin:/bin", granted="300000:1000")
+    assert done.stdout.split() == f"7 8 9 0 {USER} 1 1 300000 1000".split(), done.stderr
+    refused = ordinary.run("true", path=f"{tools}:/usr/bin:/bin", granted="400000:1000")
+    assert "newgidmap" in refused.stderr and "not allowed" in refused.stderr and "usermod --add-subgids" in refused.stderr
+
+
+def test_without_newuidmap_further_ids_are_refused_with_what_is_missing(bundle: Bundle, tmp_path: Path) -> None:
+    ordinary = Ordinary(bundle, tmp_path)
+    with_granted_ids(ordinary)
+    refused = ordinary.run("true", path="/nowhere", granted="300000:1000")
+    assert "newgidmap: No such file" in refused.stderr and "apt-get install uidmap" in refused.stderr
 
 
 def test_clocks_are_moved_in_a_time_namespace(bundle: Bundle) -> None:

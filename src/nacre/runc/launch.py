@@ -172,6 +172,12 @@ class Launcher:
             return
         files = [("gid_map", birth.gid_map), ("uid_map", birth.uid_map)]
         if os.geteuid() != 0:
+            from nacre.runc import subordinate
+
+            if subordinate.is_needed(birth.uid_map, birth.gid_map):
+                for name, text in files:
+                    subordinate.write_map(self.pid, name, text)
+                return
             files.insert(0, ("setgroups", "deny"))  # the price of a group map without privilege: user_namespaces(7)
         for name, text in files:
             place = f"/proc/{self.pid}/{name}"
@@ -180,10 +186,7 @@ class Launcher:
                     os.write(fd, text.encode())
             except OSError as error:
                 refused = SyscallError("write", error.errno or 0, f"{place} ({text.strip()!r})")
-                failure = step_failed(f"map the ids of container {self.orders.container}", refused)
-                if os.geteuid() != 0:
-                    failure.remedy = "without root a container can map its starter's own ids and no others"
-                raise failure from error
+                raise step_failed(f"map the ids of container {self.orders.container}", refused) from error
 
     def _died(self) -> Failure:
         """The channel closed without a word."""
