@@ -158,6 +158,14 @@ def test_a_missing_qemu_and_few_descriptors_are_warnings(patient: Machine) -> No
     assert "1000 open files" in limits["says"]
 
 
+def test_an_accelerator_that_is_demanded_and_has_booted_nothing_is_found_with_what_to_change(patient: Machine) -> None:
+    configure(patient, '[kata]\naccelerator = "kvm"\n')
+    code, findings = examine(patient)
+    (warned,) = found(findings, "accelerator", "warn")
+    assert code == 0 and warned["says"] == "kvm is asked for, and no guest has booted under it"
+    assert "/dev/kvm" in str(warned["evidence"]) and 'accelerator = "auto"' in warned["remedy"]
+
+
 def test_root_without_a_needed_capability_hears_which(patient: Machine) -> None:
     configure(patient, "")
     code, findings = examine(patient, "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")

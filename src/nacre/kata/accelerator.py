@@ -59,7 +59,8 @@ def _remembered(config: Config) -> Accelerator:
     guest = appliance.current(config)
     if guest is None:
         return Accelerator(
-            name="tcg", reason=f"{KVM} opens, but no guest has been booted under it yet: nacre enable kata tries it"
+            name="tcg",
+            reason=f"{KVM} opens, but no guest has been booted under it yet: the first VM pod tries it, or nacre enable kata",
         )
     about = {"kernel": os.uname().release, "qemu": planning.qemu(config.kata.qemu)[1], "guest": guest.version}
     path = f"{config.data}/kata/accelerator.json"

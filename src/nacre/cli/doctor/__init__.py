@@ -61,7 +61,8 @@ def examine(config: Config) -> Iterator[Finding]:
         try:
             yield from check(config)
         except Exception as error:
-            yield Finding(title, Verdict.WARN, "could not be examined", (str(from_exception(f"examine {title}", error)),))
+            failure = from_exception(f"examine {title}", error)
+            yield Finding(title, Verdict.WARN, "could not be examined", (str(failure), *failure.evidence), failure.remedy)
 
 
 def _show(found: Finding) -> None:

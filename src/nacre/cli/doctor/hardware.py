@@ -33,6 +33,11 @@ def accelerator(config: Config) -> Iterator[Finding]:
         return
     from nacre.kata import accelerator as trial
 
-    result = trial.probe(config)
+    try:
+        result = trial.probe(config)
+    except trial.NoAccelerator as failure:
+        says = f"{config.kata.accelerator} is asked for, and no guest has booted under it"
+        yield Finding("accelerator", Verdict.WARN, says, (failure.cause, *failure.evidence), failure.remedy)
+        return
     verdict = Verdict.OK if result.name == "kvm" else Verdict.NOTE
     yield Finding("accelerator", verdict, f"{result.name}: {result.reason}", tuple(result.evidence))
