@@ -194,6 +194,14 @@ def test_limits_can_be_changed_while_the_container_runs(service: Cri) -> None:
         assert service.status(made).resources.linux.memory_limit_in_bytes == 96 << 20
 
 
+def test_a_container_tells_the_name_of_its_image_whatever_it_was_asked_by(service: Cri) -> None:
+    (listed,) = service.images.ListImages(cri.ListImagesRequest()).images
+    with service.pod() as pod:
+        status = service.status(pod.start(*FOREVER, name="by-id", image=listed.id))
+        assert status.image.image == IMAGE
+        assert (status.image_ref, status.image_id) == (listed.id, listed.id), "no registry knows an imported image by a digest"
+
+
 def test_images_are_listed_found_and_missing_ones_are_an_empty_answer(service: Cri) -> None:
     (listed,) = service.images.ListImages(cri.ListImagesRequest()).images
     found = service.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image

@@ -162,7 +162,7 @@ async def test_an_image_is_pulled_verified_and_named_by_tag_and_digest(tmp_path:
     async with registry() as server, store(tmp_path) as images:
         image = await images.pull(f"{server.host}/a/b:1", progress=lambda *what: told.append(what))
         assert image.references == (f"{server.host}/a/b:1",)
-        assert image.digests == (f"{server.host}/a/b@{sha256(MANIFEST)}",)
+        assert image.digests == (f"{server.host}/a/b@{sha256(MANIFEST)}",) == (image.pulled_as,)
         assert [len(server.fetched(digest)) for digest in BLOBS] == [1, 1, 1]
         again = await images.pull(f"{server.host}/a/b:1")
         assert again.id == image.id and len(server.fetched(BIG)) == 1

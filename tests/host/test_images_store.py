@@ -41,6 +41,8 @@ async def test_an_image_is_found_by_every_form_of_its_name_and_by_its_id(tmp_pat
         for name in ("nginx", "nginx:2", "", "NOT A NAME", short[:3], "sha256:", "f" * 64):
             assert images.get(name) is None, name
         assert image.references == ("docker.io/library/nginx:1",)
+        assert image.pulled_as == "", "no registry has the manifest that was made of the archive"
+        assert {image.called(name) for name in ("nginx:1", "other:2", image.id, "NOT A NAME")} == {"docker.io/library/nginx:1"}
         assert image.size == image.config_blob.size + len(BASE)
 
 

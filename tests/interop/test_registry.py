@@ -70,6 +70,8 @@ def test_a_pod_with_a_pull_secret_runs_an_image_of_a_private_registry(node: Node
     assert re.search(
         r'Successfully pulled image "\S+" in \S+ .*Image size: \d+ bytes\.', node.kubectl("describe", "pod", "private")
     )
+    (status,) = node.pod("private")["status"]["containerStatuses"]  # type: ignore[index]
+    assert (status["image"], status["imageID"]) == (pushed.tagged, f"{pushed.address}/team/busybox@{pushed.digest}")
     node.kubectl("delete", "pod/private", "secret/pull")
 
 

@@ -38,6 +38,13 @@ def test_a_running_container_makes_a_ready_pod() -> None:
     assert main["ready"] and main["started"] and main["state"] == {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
 
 
+def test_the_image_is_told_as_the_runtime_names_it_and_by_its_registrys_digest() -> None:
+    seen = told(cri.CONTAINER_RUNNING)
+    seen.image.image, seen.image_ref, seen.image_id = "docker.io/library/i:latest", "docker.io/library/i@sha256:2", "sha256:1"
+    (main,) = pod_status(POD, facts(statuses={"main": seen}), NOW)["containerStatuses"]
+    assert (main["image"], main["imageID"]) == ("docker.io/library/i:latest", "docker.io/library/i@sha256:2")
+
+
 def test_nothing_made_yet_is_pending_and_says_what_is_waited_for() -> None:
     status = pod_status(POD, Facts(node_address="192.0.2.1", start_time=NOW), NOW)
     assert status["phase"] == "Pending" and "podIP" not in status

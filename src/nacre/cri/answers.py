@@ -74,8 +74,8 @@ def container_status(record: ContainerRecord, blocked: str = "") -> Any:
         started_at=record.started_at,
         finished_at=record.finished_at,
         exit_code=record.exit_code,
-        image=config.image,
-        image_ref=record.image,
+        image=_named(config.image, record.image_name),
+        image_ref=record.image_reference,
         image_id=record.image,
         reason=record.reason or ("LogBlocked" if blocked else ""),
         message=record.message
@@ -88,6 +88,14 @@ def container_status(record: ContainerRecord, blocked: str = "") -> Any:
         user=cri.ContainerUser(linux=cri.LinuxContainerUser(uid=uid, gid=gid, supplemental_groups=groups)),
         stop_signal=config.stop_signal,
     )
+
+
+def _named(spec: Any, name: str) -> Any:
+    """The image as asked for, by its name: a kubelet asks by the id and shows people what it is told here."""
+    named = cri.ImageSpec()
+    named.CopyFrom(spec)
+    named.image = name or spec.image
+    return named
 
 
 def image(found: Image) -> Any:

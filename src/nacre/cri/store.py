@@ -42,7 +42,7 @@ class ContainerRecord:
     config: bytes
     name: tuple[str, int]  # name, attempt
     image: str  # image id
-    image_reference: str
+    image_reference: str  # the digest in the registry it was pulled from, else the id
     created_at: int
     log_path: str
     stop_signal: str = ""
@@ -52,6 +52,7 @@ class ContainerRecord:
     reason: str = ""
     message: str = ""
     user: tuple[int, int, tuple[int, ...]] = (0, 0, ())
+    image_name: str = ""  # the name asked for, or another that the image has
 
     @property
     def state(self) -> str:

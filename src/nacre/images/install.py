@@ -35,6 +35,7 @@ class Job:
     digests: tuple[str, ...] = ()
     lease: str = ""
     pinned: bool = False
+    pulled_as: str = ""
 
 
 class Installer:
@@ -88,6 +89,7 @@ class Installer:
             config_blob=manifest.config,
             pinned=job.pinned or (known is not None and known.pinned),
             pulled_at=int(time.time()),
+            pulled_as=job.pulled_as or (known.pulled_as if known is not None else ""),
         )
 
     async def _layers(

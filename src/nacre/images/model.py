@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from nacre.images import reference
+from nacre.images.errors import InvalidImageName
+
 Progress = Callable[[str, int, int], None]  # (digest or stage, done, of all); (words, 0, 0) of what has no measure
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -60,11 +63,20 @@ class Image:
     config_blob: Descriptor
     pinned: bool = False  # never collected by the kubelet
     pulled_at: int = 0  # Unix time, s
+    pulled_as: str = ""  # docker.io/library/nginx@sha256:…, as its registry has it; "" for what was only imported
 
     @property
     def name(self) -> str:
         """How to call it in a sentence."""
         return next(iter((*self.references, *self.digests)), self.id)
+
+    def called(self, asked: str) -> str:
+        """The name `asked` for in its whole form if it is the image's, else `name`; an id is no name."""
+        try:
+            whole = str(reference.parse(asked))
+        except InvalidImageName:
+            whole = ""
+        return whole if whole in (*self.references, *self.digests) else self.name
 
     @property
     def user(self) -> str:

@@ -130,6 +130,7 @@ class Puller:
             references=() if reference.digest else (str(reference),),
             digests=(reference.pinned(top),),
             lease=str(reference),
+            pulled_as=reference.pinned(top),
         )
         gate = asyncio.Semaphore(PARALLEL)
 
