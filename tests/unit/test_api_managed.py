@@ -102,3 +102,11 @@ def test_elements_of_a_keyed_list_are_owned_one_by_one() -> None:
     assert 'k:{"containerPort":80,"protocol":"TCP"}' in element["f:ports"]
     gone = managed.apply(PODS, found, pod({"name": "b"}), "two", force=False, subresource="", at=AT)
     assert "env" not in gone["spec"]["containers"][1] or gone["spec"]["containers"][1]["env"] == []
+
+
+def test_conflicts_are_listed_under_who_holds_the_fields() -> None:
+    live = config_map({"a": "x", "b": "x"})
+    managed.record(KIND, live, None, "one", "", AT)
+    with pytest.raises(Refusal) as caught:
+        apply(live, {"a": "y", "b": "y"}, "two")
+    assert caught.value.message == f'Apply failed with 2 conflicts: conflicts with "one" using v1 at {AT}:\n- .data.a\n- .data.b'

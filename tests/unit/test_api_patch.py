@@ -139,5 +139,5 @@ def test_json_patch_operations_in_turn() -> None:
 
 
 def test_a_json_patch_whose_test_fails_is_refused() -> None:
-    with pytest.raises(Refusal, match="testing value failed"):
+    with pytest.raises(Refusal, match="testing value /a failed: test failed"):
         patch.json_patch({"a": 1}, [{"op": "test", "path": "/a", "value": True}])

@@ -257,13 +257,14 @@ def _conflict(kind: Kind, name: str, clashes: list[tuple[Object, Path]]) -> Refu
         {"reason": "FieldManagerConflict", "message": f"conflict with {_holder(entry)}", "field": _dotted(path)}
         for entry, path in clashes
     ]
-    count = f"{len(causes)} conflict" + ("s" if len(causes) > 1 else "")
-    if len({cause["message"] for cause in causes}) == 1:
-        fields = causes[0]["field"] if len(causes) == 1 else "\n" + "\n".join("- " + cause["field"] for cause in causes)
-        text = f"Apply failed with {count}: {causes[0]['message']}: {fields}"
+    if len(causes) == 1:
+        text = f"Apply failed with 1 conflict: {causes[0]['message']}: {causes[0]['field']}"
     else:
-        lines = "\n".join(f"{cause['message']}:\n- {cause['field']}" for cause in causes)
-        text = f"Apply failed with {count}: conflicts with {len(causes)} fields:\n{lines}"
+        fields: dict[str, list[str]] = {}
+        for entry, path in clashes:
+            fields.setdefault(_holder(entry), []).append(f"\n- {_dotted(path)}")
+        lines = "\n".join(f"conflicts with {holder}:{''.join(fields[holder])}" for holder in sorted(fields))
+        text = f"Apply failed with {len(causes)} conflicts: {lines}"
     return Refusal(409, "Conflict", text, {"name": name, "kind": kind.plural, "causes": causes})
 
 

@@ -149,6 +149,10 @@ def _plain(value: Any) -> Any:
 # ---- JSON patch (RFC 6902)
 
 
+class _TestFailed(Exception):
+    """A `test` operation found another value."""
+
+
 def json_patch(target: Object, operations: Any) -> Any:
     """`operations` applied in order to a copy of `target`; Refusal 422 when one cannot be, 400 when malformed."""
     if not isinstance(operations, list) or not all(isinstance(one, dict) for one in operations):
@@ -159,6 +163,9 @@ def json_patch(target: Object, operations: Any) -> Any:
     for one in operations:
         try:
             document = _operate(document, one)
+        except _TestFailed as error:
+            words = f"testing value {one['path']} failed: test failed"
+            raise Refusal(422, "Invalid", f"the server rejected our request due to an error in our request: {words}") from error
         except (LookupError, TypeError, ValueError) as error:
             place = f'{one.get("op")} operation does not apply: doc is missing path: "{one.get("path")}": {error}'
             words = f"the server rejected our request due to an error in our request: {place}"
@@ -179,7 +186,7 @@ def _operate(document: Any, one: Object) -> Any:
         current = _at(document, path)
         if operation == "test":
             if not _same(current, value):
-                raise ValueError("testing value failed")
+                raise _TestFailed
             return document
         return _add(_remove(document, path)[0], path, value) if path else value
     if operation in ("move", "copy"):

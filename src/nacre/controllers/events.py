@@ -15,6 +15,7 @@ from nacre.wire.kube import ApiError, Kube
 log = logging.getLogger("nacre.controllers")
 
 REMEMBERED = 1024  # events whose count may still grow
+NAME_KEPT = 236  # of the object's name in the event's: with a dot and the time it is a name still
 
 
 def stamp() -> str:
@@ -46,7 +47,7 @@ class Recorder:
             if key in self._known and await self._again(key):
                 return
             namespace = meta.get("namespace") or "default"
-            name = f"{meta['name']}.{time.time_ns():x}"
+            name = f"{meta['name'][:NAME_KEPT].rstrip('-.')}.{time.time_ns():x}"
             collection = f"/api/v1/namespaces/{namespace}/events"
             await self._kube.create(collection, self._event(about, namespace, name, kind, reason, message))
             self._known[key] = (f"{collection}/{name}", 1)

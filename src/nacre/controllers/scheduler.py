@@ -119,10 +119,10 @@ class Scheduler:
         except ApiError as error:
             if error.code not in (404, 409):  # gone or bound meanwhile: the watch tells
                 log.warning("schedule %s/%s: %s", *key, error)
-                self._refused.setdefault(key, "")
+                self._refused[key] = ""  # tried again, and told again
         except Failure as failure:
             log.warning("schedule %s/%s: %s", *key, failure)
-            self._refused.setdefault(key, "")
+            self._refused[key] = ""
 
     def _held(self, node: str) -> list[Object]:
         return [pod for pod in self._pods.values() if pod["spec"].get("nodeName") == node and _holds(pod)]

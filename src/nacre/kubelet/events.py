@@ -17,6 +17,7 @@ from nacre.wire.kube import ApiError, Kube
 
 log = logging.getLogger("nacre.kubelet")
 KEPT = 1000  # distinct events remembered for counting
+NAME_KEPT = 236  # of the object's name in the event's: with a dot and the time it is a name still
 
 
 class Events:
@@ -61,7 +62,7 @@ class Events:
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{involved['name']}.{time.time_ns():x}", "namespace": namespace},
+            "metadata": {"name": f"{involved['name'][:NAME_KEPT].rstrip('-.')}.{time.time_ns():x}", "namespace": namespace},
             "involvedObject": involved,
             "reason": reason,
             "message": message[:1024],
