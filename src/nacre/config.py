@@ -50,7 +50,7 @@ class Config:
     cgroup_driver: str = "cgroupfs"  # or systemd, where it is the init
     handlers: dict[str, HandlerConfig] = field(default_factory=dict)
     kata: KataConfig = field(default_factory=KataConfig)
-    pods_per_shim: int = 16  # of handler runc; what one killed shim takes with it. 1: each pod has its own, and 2 MB more
+    pods_per_shim: int = 16  # of handler runc; what one killed shim takes with it. 1: each pod has its own, of 4 MB
 
     @property
     def data(self) -> str:

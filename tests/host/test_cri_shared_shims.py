@@ -15,7 +15,7 @@ from cri_support import FOREVER, Cri, Pod, killed, log_lines, stream, until
 
 from nacre.wire import cri_pb2 as cri
 
-SOON_S = 5.0  # less than a maker of a container stays: what waits for one is late
+SOON_S = 5.0
 
 
 @contextmanager
@@ -63,11 +63,11 @@ def test_a_process_holds_no_descriptor_of_another_pod(service: Cri) -> None:
     with neighbours(service, 3) as (first, second, third):
         fed = first.start(*FOREVER, stdin=True)
         terminal = second.start(*FOREVER, stdin=True, tty=True)
-        third.create(*FOREVER)  # its maker stays beside it
+        third.create(*FOREVER)
         running = third.start(*FOREVER, stdin=True)
         asked = service.runtime.ExecSync.future(cri.ExecSyncRequest(container_id=running, cmd=["sleep", "100"], timeout=100))
         shim = service.shim(first.id)
-        until(lambda: len(_children(shim)) >= 5)
+        until(lambda: len(_children(shim)) == 5)
         owners: dict[str, set[int]] = {}
         for pid in _descendants(shim):
             for held in _pipes(pid):
@@ -77,7 +77,7 @@ def test_a_process_holds_no_descriptor_of_another_pod(service: Cri) -> None:
         assert service.status(fed).state == service.status(terminal).state == cri.CONTAINER_RUNNING
 
 
-def test_an_input_ends_while_another_pods_container_is_being_made(service: Cri) -> None:
+def test_an_input_ends_while_another_pods_container_waits_to_be_started(service: Cri) -> None:
     with neighbours(service, 2) as (pod, other):
         made = pod.start("sh", "-c", "cat; exit 3", stdin=True, stdin_once=True, name="main")
         other.create(*FOREVER)
@@ -88,7 +88,7 @@ def test_an_input_ends_while_another_pods_container_is_being_made(service: Cri) 
         assert time.monotonic() - began < SOON_S
 
 
-def test_a_command_ends_while_another_pods_container_is_being_made(service: Cri) -> None:
+def test_a_command_ends_while_another_pods_container_waits_to_be_started(service: Cri) -> None:
     with neighbours(service, 2) as (pod, other):
         made = pod.start(*FOREVER)
         script = "while test ! -e /tmp/go; do sleep 0.01; done; echo gone; exit 6"
@@ -100,7 +100,7 @@ def test_a_command_ends_while_another_pods_container_is_being_made(service: Cri)
         assert (answer.exit_code, answer.stdout) == (6, b"gone\n")
 
 
-def test_a_pod_with_shared_processes_ends_while_another_pods_container_is_being_made(service: Cri) -> None:
+def test_a_pod_with_shared_processes_ends_while_another_pods_container_waits_to_be_started(service: Cri) -> None:
     with neighbours(service, 2, namespaces=cri.NamespaceOption(pid=cri.POD)) as (pod, other):
         pod.start(*FOREVER)
         other.create(*FOREVER)
@@ -205,10 +205,9 @@ def _pipes(pid: int) -> set[str]:
 
 
 def _pod_of(pid: int, pods: tuple[Pod, ...]) -> int:
-    """Which pod a process works for: by its cgroup, or, for the maker of a container, by that of its child."""
-    for one in (pid, *_children(pid)):
-        groups = Path(f"/proc/{one}/cgroup").read_text()
-        for number, pod in enumerate(pods):
-            if pod.id in groups:
-                return number
+    """Which pod a process works for, by its cgroup."""
+    groups = Path(f"/proc/{pid}/cgroup").read_text()
+    for number, pod in enumerate(pods):
+        if pod.id in groups:
+            return number
     raise AssertionError(f"process {pid} is nobody's: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}")

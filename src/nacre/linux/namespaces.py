@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from enum import IntFlag
 
 from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind
@@ -90,6 +90,21 @@ def visiting(targets: Mapping[str, int]) -> Iterator[None]:
                 setns(before, flag)
             finally:
                 os.close(before)
+
+
+@contextmanager
+def new(kinds: Collection[str]) -> Iterator[None]:
+    """This thread inside new namespaces of these kinds, for the block. Not for "user", "mount" and "pid"."""
+    flags = Clone(0)
+    for kind in kinds:
+        flags |= KINDS[kind][0]
+    with ExitStack() as back:
+        for kind in kinds:
+            former = open_namespace(kind)
+            back.callback(os.close, former)
+            back.callback(setns, former, KINDS[kind][0])
+        unshare(flags)
+        yield
 
 
 @contextmanager

@@ -48,13 +48,19 @@ class ForeignHandler(RuncHandler):
             )
         return super().create_sandbox(sandbox)
 
-    def _create(self, container: str, bundle: str, stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
-        os.chdir(bundle)
-        with open("config.json", "rb") as file:
-            group = resolve(json.load(file)["linux"]["cgroupsPath"], container, systemd=False).path
-        words = ["create", "--bundle", bundle, "--pid-file", _PID]
-        pid, console = self._launch(f"create container {container[:12]}", words, container, stdio)
-        return {"pid": pid, "cgroup": group}, console
+    def _create(self, container: str, bundle: str, stdio: Stdio) -> tuple[int, str, int | None]:
+        what = f"create container {container[:12]}"
+
+        def work() -> tuple[dict[str, Any], list[int]]:
+            os.chdir(bundle)
+            with open("config.json", "rb") as file:
+                group = resolve(json.load(file)["linux"]["cgroupsPath"], container, systemd=False).path
+            words = ["create", "--bundle", bundle, "--pid-file", _PID]
+            pid, console = self._launch(what, words, container, stdio)
+            return {"pid": pid, "cgroup": group}, console
+
+        answer, console = in_child(what, work, descriptors_of(stdio))
+        return int(answer["pid"]), str(answer["cgroup"]), console[0] if console else None
 
     def _execute(self, container: str, process: dict[str, Any], stdio: Stdio) -> tuple[int, int | None]:
         what = f"run a command in container {container[:12]}"

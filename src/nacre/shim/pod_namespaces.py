@@ -1,4 +1,4 @@
-"""A pod's namespaces on this host, without a pause process: made in a child of the shim, pinned by bind mounts, furnished.
+"""A pod's namespaces on this host, without a pause process: made by the shim, which visits them, pinned by bind mounts, furnished.
 
     DIRECTORY/ns/{net,ipc,uts,pid}   the pins, what OCI documents name as paths to join
     DIRECTORY/shm                    the pod's /dev/shm, a tmpfs that belongs to its ipc namespace
@@ -14,7 +14,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from nacre.linux import mounts, namespaces, process
 from nacre.linux.cgroups import Cgroup
@@ -29,34 +29,29 @@ _GUARDED = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
 _NOBODY = 65534
 
 
-def make(sandbox: Sandbox, cgroup: Cgroup, lifeline: int) -> dict[str, Any]:
-    """To be called in a child of the shim. Answers {"reaper": host pid of a shared PID namespace's init, or 0}."""
+def make(sandbox: Sandbox, cgroup: Cgroup, lifeline: int) -> int:
+    """Answers the host pid of a shared PID namespace's init, or 0."""
     directory = sandbox.directory
     os.makedirs(f"{directory}/ns", exist_ok=True)
     wanted = [kind for kind in PINNED if sandbox.namespaces.get(kind) == ""]
-    flags = Clone(0)
-    for kind in wanted:
-        flags |= KINDS[kind][0]
-    namespaces.unshare(flags)
-    if "uts" in wanted:
-        namespaces.sethostname(sandbox.hostname)
-    if "network" in wanted:
-        process.raise_loopback()
-    for kind in wanted:
-        _pin(directory, kind, "self")
-    write_sysctls(sandbox, lambda key: not key.startswith("net."))
-    if "ipc" in wanted:
-        os.makedirs(f"{directory}/shm", exist_ok=True)
-        mounts.mount("shm", f"{directory}/shm", "tmpfs", _GUARDED, f"mode=1777,size={sandbox.shm_bytes}")
-    return {"reaper": _start_reaper(directory, cgroup, lifeline) if sandbox.namespaces.get("pid") == "" else 0}
+    with namespaces.new(wanted):
+        if "uts" in wanted:
+            namespaces.sethostname(sandbox.hostname)
+        if "network" in wanted:
+            process.raise_loopback()
+        for kind in wanted:
+            _pin(directory, kind, "self")
+        write_sysctls(sandbox, lambda key: not key.startswith("net."))
+        if "ipc" in wanted:
+            os.makedirs(f"{directory}/shm", exist_ok=True)
+            mounts.mount("shm", f"{directory}/shm", "tmpfs", _GUARDED, f"mode=1777,size={sandbox.shm_bytes}")
+        return _start_reaper(directory, cgroup, lifeline) if sandbox.namespaces.get("pid") == "" else 0
 
 
-def write_network_sysctls(sandbox: Sandbox) -> dict[str, Any]:
-    """In a child, once the pod's links are there: net.ipv4.conf.eth0… exists only now."""
-    with owned(os.open(f"{sandbox.directory}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        namespaces.setns(fd, Clone.NEWNET)
-    write_sysctls(sandbox, lambda key: key.startswith("net."))
-    return {}
+def write_network_sysctls(sandbox: Sandbox) -> None:
+    """Once the pod's links are there: net.ipv4.conf.eth0… exists only now."""
+    with owned(os.open(f"{sandbox.directory}/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as fd, namespaces.visiting({"network": fd}):
+        write_sysctls(sandbox, lambda key: key.startswith("net."))
 
 
 def unmake(directory: str) -> None:

@@ -1,7 +1,7 @@
 """The pod as namespaced containers on this host: `nacre.runc` behind the shim's joint. Made by a shim as `RuncHandler(host)`.
 
-What is done once and reads large documents (making and starting a container) runs in a set-up child that exits, one for both, so that the
-shim stays small; what may come often or at the very end (commands, signals, counters, deletion) is the shim's own work, which is quicker.
+Nearly everything is the shim's own work: a forked child that does it pays for each page that it touches, and what a shim keeps of its
+work is shared by its pods. Only what must be in a namespace alone, or in a directory, has a child.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import signal as signals
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
@@ -22,10 +22,10 @@ from nacre.linux.libc import owned
 from nacre.linux.mounts import UnmountFlag
 from nacre.linux.overlay import mount_overlay
 from nacre.oci import state as records
-from nacre.oci.errors import Failure, Unsupported, encode
+from nacre.oci.errors import Failure, Unsupported, encode, from_exception
 from nacre.oci.handler import Exit, Host, Rootfs, Sandbox, Stdio
 from nacre.shim import pod_namespaces
-from nacre.shim.processes import Child, exit_code, in_child
+from nacre.shim.processes import exit_code
 
 runc.load()  # here, once: children forked for a container must find every module in memory
 
@@ -49,7 +49,6 @@ class RuncHandler:
         self._layout = host_layout()
         self._pids: dict[tuple[str, str], int] = {}  # (container, exec id) → host pid, until it is reaped
         self._groups: dict[str, Cgroup] = {}  # of every container that was not deleted
-        self._makers: dict[str, Child] = {}  # of containers that were not started yet
         self._killed: set[str] = set()  # containers whose end by SIGKILL is our doing
         self._reaper = 0
         self._lifeline = -1
@@ -79,13 +78,13 @@ class RuncHandler:
         self._sandbox = sandbox
         held, self._lifeline = os.pipe2(os.O_CLOEXEC)
         try:
-            made, _none = in_child(what, lambda: (pod_namespaces.make(sandbox, self._sandbox_group(), held), []), [held])
+            with doing(what):
+                self._reaper = pod_namespaces.make(sandbox, self._sandbox_group(), held)
         except BaseException:
             self.destroy_sandbox()
             raise
         finally:
             os.close(held)
-        self._reaper = int(made["reaper"])
         if self._reaper:
             self._host.reap(self._reaper, self._reaper_ended)
         return {"pid": self._reaper}
@@ -93,30 +92,21 @@ class RuncHandler:
     def network_ready(self, attachment: dict[str, Any]) -> None:
         """The links are in the pinned namespace already; every container joins it."""
         if any(key.startswith("net.") for key in self.sandbox.sysctls):
-            in_child("set the pod's sysctls", lambda: (pod_namespaces.write_network_sysctls(self.sandbox), []))
+            with doing("set the pod's sysctls"):
+                pod_namespaces.write_network_sysctls(self.sandbox)
 
     def create(self, container: str, bundle: str, rootfs: Rootfs, stdio: Stdio) -> int | None:
-        def work() -> tuple[dict[str, Any], list[int]]:
+        with ExitStack() as undo, doing(f"create container {container[:12]}"), closing(stdio):
             mount_rootfs(f"{bundle}/rootfs", rootfs)
-            try:
-                return self._create(container, bundle, stdio)
-            except BaseException:
-                mounts.umount2(f"{bundle}/rootfs", UnmountFlag.DETACH)
-                raise
+            undo.callback(mounts.umount2, f"{bundle}/rootfs", UnmountFlag.DETACH)
+            pid, group, console = self._create(container, bundle, stdio)
+            undo.pop_all()
+        self._groups[container] = Cgroup(self._layout, group)
+        self._own(container, "", pid)
+        return console
 
-        what = f"create container {container[:12]}"
-        try:
-            maker = Child(what, work, lambda: done(runc.start, self.root, container), keep=descriptors_of(stdio))
-        finally:
-            close(stdio)
-        answer, descriptors = maker.hear(what)
-        self._makers[container] = maker
-        self._groups[container] = Cgroup(self._layout, answer["cgroup"])
-        self._own(container, "", int(answer["pid"]))
-        return descriptors[0] if descriptors else None
-
-    def _create(self, container: str, bundle: str, stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
-        """In the set-up child: {"pid", "cgroup"}, and the console."""
+    def _create(self, container: str, bundle: str, stdio: Stdio) -> tuple[int, str, int | None]:
+        """(host pid, path of its cgroup, console)."""
         with standing(stdio) as descriptors:
             launch = runc.create(
                 self.root,
@@ -127,18 +117,14 @@ class RuncHandler:
                 layout=self._layout,
                 systemd_cgroup=booted(),
             )
-        group = records.read(self.root, container).cgroup
-        return {"pid": launch.pid, "cgroup": group}, [] if launch.console is None else [launch.console]
+        return launch.pid, records.read(self.root, container).cgroup, launch.console
 
     def start(self, container: str) -> int:
-        what = f"start container {container[:12]}"
-        maker = self._makers.pop(container, None)
-        if maker is None or not maker.go_on(what):
-            in_child(what, lambda: done(runc.start, self.root, container))
+        with doing(f"start container {container[:12]}"):
+            runc.start(self.root, container)
         return self._pids.get((container, ""), 0)
 
     def kill(self, container: str, signal: int, *, everyone: bool = False) -> None:
-        self._dismiss_maker(container)
         if signal == signals.SIGKILL:
             self._killed.add(container)
         if everyone and container in self._groups:
@@ -146,15 +132,12 @@ class RuncHandler:
         self.kill_exec(container, "", signal)
 
     def execute(self, container: str, exec_id: str, process: dict[str, Any], stdio: Stdio) -> int | None:
-        try:
+        with closing(stdio):
             pid, console = self._execute(container, process, stdio)
-        finally:
-            close(stdio)
         self._own(container, exec_id, pid)
         return console
 
     def _execute(self, container: str, process: dict[str, Any], stdio: Stdio) -> tuple[int, int | None]:
-        """By the shim itself: a probe comes again and again, and each set-up child would pay for the same page faults."""
         with standing(stdio) as descriptors:
             launch = runc.execute(self.root, container, process, stdio=descriptors, tty=stdio.tty, layout=self._layout)
         return launch.pid, launch.console
@@ -168,7 +151,8 @@ class RuncHandler:
         """Terminals of this handler are real ones: whoever holds the console sets its size."""
 
     def update(self, container: str, resources: dict[str, Any]) -> None:
-        in_child("update resources", lambda: done(runc.update, self.root, container, resources))
+        with doing("update resources"):
+            runc.update(self.root, container, resources)
 
     def stats(self, container: str) -> dict[str, Any]:
         if container and container not in self._groups:
@@ -177,7 +161,6 @@ class RuncHandler:
         return dict(group.stats())
 
     def delete(self, container: str) -> None:
-        self._dismiss_maker(container)
         self._killed.add(container)
         self._delete(container)
         pod_namespaces.unmount(f"{self.sandbox.directory}/containers/{container}/rootfs")
@@ -191,8 +174,6 @@ class RuncHandler:
     def destroy_sandbox(self) -> None:
         if self._sandbox is None:
             return
-        for container in list(self._makers):
-            self._dismiss_maker(container)
         reaper, self._reaper = self._reaper, 0
         if self._lifeline >= 0:
             os.close(self._lifeline)
@@ -203,11 +184,6 @@ class RuncHandler:
         pod_namespaces.unmake(self._sandbox.directory)
 
     # within
-
-    def _dismiss_maker(self, container: str) -> None:
-        """A container that will not be started: who made it must not stay, as the init is its child until then."""
-        if maker := self._makers.pop(container, None):
-            maker.end()
 
     def _sandbox_group(self) -> Cgroup:
         """Of the shared PID namespace's init, beside the containers': on v2 the pod's own group holds no processes."""
@@ -248,9 +224,24 @@ def descriptors_of(stdio: Stdio) -> set[int]:
     return {fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None}
 
 
-def close(stdio: Stdio) -> None:
-    for fd in descriptors_of(stdio):
-        os.close(fd)
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """What goes wrong in the block goes wrong with this act, unless it says better."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        raise from_exception(what, error) from error
+
+
+@contextmanager
+def closing(stdio: Stdio) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for fd in descriptors_of(stdio):
+            os.close(fd)
 
 
 @contextmanager
@@ -262,8 +253,3 @@ def standing(stdio: Stdio) -> Iterator[tuple[int, int, int]]:
     with owned(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) as void:
         first, second, third = (void if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr))
         yield (first, second, third)
-
-
-def done(act: Callable[..., None], *arguments: Any) -> tuple[dict[str, Any], list[int]]:
-    act(*arguments)
-    return {}, []

@@ -1,6 +1,6 @@
 """A shim's process: one event loop and one table of children for the supervisors of one pod or several.
 
-Pods of the handler `runc` share shims, as far as [pods_per_shim] allows: a shim's own memory is most of what an idle pod costs. Each
+Pods of the handler `runc` share shims, as far as `pods_per_shim` allows: a shim's own memory is most of what an idle pod costs. Each
 keeps a directory, a socket and a supervisor of its own, so that nobody who talks to one sees the others; the process ends with the
 last of them. What it says of itself goes to shim.log of the pod that has been here longest.
 """
