@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runc_support import REPOSITORY, RUNC, Bundle, environment, made, with_user_namespace
@@ -183,7 +184,7 @@ class Ordinary:
         self.config["process"] |= {"terminal": False, "env": ["PATH=/bin"]}
         self.config["root"]["path"] = str(bundle.rootfs)
 
-    def call(self, *words: str, path: str = "/usr/bin:/bin", granted: str = "") -> subprocess.CompletedProcess[str]:
+    def call(self, *words: str, path: str = "/usr/bin:/bin", granted: str = "", **files: Any) -> subprocess.CompletedProcess[str]:
         """nacre-runc by that user, in a mount namespace with a passwd, subuid and subgid of ours."""
         etc = {"passwd": f"mine:x:{USER}:{USER}::{self.place}:/bin/sh\n", "group": f"mine:x:{USER}:\n"}
         etc |= dict.fromkeys(("subuid", "subgid"), granted and f"mine:{granted}\n")
@@ -193,14 +194,14 @@ class Ordinary:
             lines.append(f"test ! -e /etc/{name} || mount --bind {self.place}/{name} /etc/{name}")
         drop = f"exec setpriv --reuid {USER} --regid {USER} --clear-groups env PATH={path} HOME={self.place} "
         script = "\n".join([*lines, drop + '"$@"'])
-        command = [RUNC, "--root", str(self.place / "state"), "--cgroup-manager", "disabled", *words]
+        command = [RUNC, "--root", str(self.place / "state"), *words]
         return subprocess.run(
             ["unshare", "--mount", "sh", "-ec", script, "sh", *command],
-            capture_output=True,
             text=True,
             check=False,
             timeout=30,
             env=environment(PYTHONDONTWRITEBYTECODE="1"),
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | files,
         )
 
     def run(self, script: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -213,6 +214,17 @@ def test_without_root_a_user_runs_a_container_of_its_own(bundle: Bundle, tmp_pat
     """`spec --rootless` as an ordinary user: one id mapped, no cgroups."""
     done = Ordinary(bundle, tmp_path).run("id -u; hostname; touch /tmp/x 2>/dev/null || echo ro")
     assert done.stdout == "0\nnacre\nro\n", done.stderr
+
+
+def test_without_root_a_container_is_entered_and_ended_by_its_starter(bundle: Bundle, tmp_path: Path) -> None:
+    ordinary = Ordinary(bundle, tmp_path)
+    ordinary.config["process"]["args"] = ["sleep", "100"]
+    (ordinary.place / "config.json").write_text(json.dumps(ordinary.config))
+    with (ordinary.place / "out").open("w") as out:
+        assert ordinary.call("run", "--detach", "-b", str(ordinary.place), "mine", stdout=out, stderr=out).returncode == 0
+    entered = ordinary.call("exec", "mine", "sh", "-c", "id -u; hostname; ps | grep -c '[s]leep 100'")
+    assert entered.stdout == "0\nnacre\n1\n", entered.stderr
+    assert ordinary.call("delete", "--force", "mine").returncode == 0
 
 
 def with_granted_ids(ordinary: Ordinary) -> None:

@@ -20,7 +20,7 @@ from nacre.oci import state as store
 from nacre.oci.errors import Failure, Invalid
 from nacre.oci.state import Record, Status, advance
 from nacre.oci.values import Value
-from nacre.runc import borrowed, hooks, id_maps, init, plan
+from nacre.runc import borrowed, hooks, id_maps, init, plan, rootless
 from nacre.runc.failures import HookFailed, InitDied
 from nacre.runc.launch import Birth, Launcher, namespace_flags
 from nacre.runc.life import cgroup_of, explain_death, oci_state, remove_directory
@@ -70,7 +70,7 @@ def create(
     oci_spec.check_id(identifier)
     bundle = os.path.abspath(bundle)
     spec = _document(bundle, config, extra_environment)
-    layout = layout or (cgroups.discover() if use_cgroups else cgroups.Layout(hierarchies=()))
+    layout = layout or (rootless.usable(cgroups.discover(), spec) if use_cgroups else cgroups.Layout(hierarchies=()))
     terminal = tty or spec["process"].get("terminal", False)
     record = _first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
     with ExitStack() as undo:
@@ -244,6 +244,7 @@ def _host(
         filter=seccomp.read_program(record.seccomp) if record.seccomp else b"",
         filter_flags=record.seccomp_flags,
         tty=tty,
+        nodes=not rootless.in_user_namespace(),
         personality=record.personality,
         memory_policy=record.memory_policy,
         pivot=pivot,

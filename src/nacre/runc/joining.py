@@ -96,6 +96,11 @@ def _launch(
         if "pid" not in ours:  # children alone are born there, so it is the parent that has to go
             visit["pid"] = namespaces.open_namespace("pid", record.pid)
             opened.callback(os.close, visit["pid"])
+        user = -1
+        if visit and record.user_namespace and os.geteuid() != 0:  # that namespace's root may go where its starter may not
+            user = namespaces.open_namespace("user", record.pid)
+            opened.callback(os.close, user)
+            ours.add("user")
         flags = 0
         for kind in KINDS:
             if kind not in ours and kind != "pid":
@@ -124,7 +129,7 @@ def _launch(
             keep=host.preserve,
             container=record.id,
         )
-        return Launcher(orders, Birth(visit=visit, cgroup=cradle), gates=gates, listener=None)
+        return Launcher(orders, Birth(visit=visit, user=user, cgroup=cradle), gates=gates, listener=None)
 
 
 def _on_cpus(affinity: Mapping[str, str], moment: str) -> list[fs.Step]:

@@ -18,7 +18,7 @@ from nacre.linux.namespaces import KINDS, Clone
 from nacre.oci.errors import Failure, decode
 from nacre.oci.jsontext import loads
 from nacre.oci.values import Value
-from nacre.runc import init
+from nacre.runc import init, rootless
 from nacre.runc.failures import InitDied, step_failed
 from nacre.runc.life import hear_execution
 
@@ -66,8 +66,8 @@ class Launcher:
         birth = self._birth
         what = f"make the namespaces of container {self.orders.container}"
         try:
-            if birth.user >= 0:
-                return self._fork_in_user_namespace(theirs, listener, gates)
+            if birth.user >= 0 or (birth.visit and rootless.in_user_namespace()):
+                return self._fork_through_another(theirs, listener, gates)
             with ExitStack() as there:
                 there.enter_context(namespaces.visiting(birth.visit))
                 if birth.time_offsets:
@@ -81,27 +81,33 @@ class Launcher:
             self._channel.close()
             raise step_failed(what, error) from error
 
-    def _fork_in_user_namespace(
+    def _fork_through_another(
         self, theirs: socket.socket, listener: socket.socket | None, gates: Sequence[tuple[str, int]]
     ) -> int:
-        """The user namespace must be entered before the others are made, so that it owns them: an intermediate does both.
+        """Where this process could not come back from: an intermediate joins the namespaces and is the last that does.
 
+        A user namespace, too, must be entered before the others are made, so that it owns them.
         Its child is its sibling (CLONE_PARENT), that is: ours. It answers the child's pid, or the errno.
         """
         read, write = os.pipe2(os.O_CLOEXEC)
         middle = process.fork()
         if middle == 0:
             try:
-                namespaces.setns(self._birth.user, Clone.NEWUSER)
+                if self._birth.user >= 0:
+                    namespaces.setns(self._birth.user, Clone.NEWUSER)
                 for kind, fd in self._birth.visit.items():
                     namespaces.setns(fd, KINDS[kind][0])
-                pid = process.fork(self._birth.flags | Clone.PARENT, cgroup=self._birth.cgroup)
+                with ExitStack() as there:
+                    if self._birth.time_offsets:
+                        there.enter_context(namespaces.time_namespace(self._birth.time_offsets))
+                    pid = process.fork(self._birth.flags | Clone.PARENT, cgroup=self._birth.cgroup)
+                    there.pop_all()  # nobody goes back
                 if pid == 0:
                     self._channel.close()
                     init.become(self.orders, theirs, listener, gates)
                 os.write(write, f"{pid} 0".encode())
             except OSError as error:
-                os.write(write, f"0 {error.errno} {getattr(error, 'call', '')}".encode())
+                os.write(write, f"0 {error.errno} {getattr(error, 'call', 'open')}".encode())
             finally:
                 os._exit(0)
         os.close(write)
@@ -109,7 +115,8 @@ class Launcher:
             words = answer.read().decode().split()
         os.waitpid(middle, 0)
         if not words or words[0] == "0":
-            raise OSError(int(words[1]) if len(words) > 1 else 0, "joining the user namespace failed")
+            number, call = (int(words[1]), words[2]) if len(words) > 2 else (0, "setns")
+            raise SyscallError(call, number)
         return int(words[0])
 
     def wait(self, act_from_outside: Callable[[], None] | None = None) -> Child:

@@ -81,6 +81,7 @@ class Host(Value):
     preserve: int = 0
     personality: str = ""
     memory_policy: Tree = {}
+    nodes: bool = True  # devices can be made here
     trees: Mapping[str, int] = {}  # destination to a detached id-mapped mount (`id_maps`)
     seek_program: bool = False  # refuse a container whose program is nowhere
     borrowed: bool = False  # the mount namespace is not the container's own
@@ -144,7 +145,7 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
         if clean(mount["destination"]) == "/dev":
             own_dev = not isinstance(step, fs.BindMount)
     if own_dev and host.furnish is None:
-        steps += _devices(linux.get("devices", ()), user_namespace=user_namespace)
+        steps += _devices(linux.get("devices", ()), nodes=host.nodes and not user_namespace)
         steps.append(fs.LinkDevices(core=host.kcore))
     if host.tty:
         size = spec.get("process", {}).get("consoleSize", {})
@@ -255,7 +256,7 @@ def _writable(options: Options) -> Options:
     return options.but(flags=options.flags & ~MountFlag.RDONLY)
 
 
-def _devices(devices: Sequence[Tree], *, user_namespace: bool) -> list[fs.Step]:
+def _devices(devices: Sequence[Tree], *, nodes: bool) -> list[fs.Step]:
     wanted: dict[str, fs.MakeDevice] = {}
     for name, major, minor in DEFAULT_DEVICES:
         wanted[f"/dev/{name}"] = fs.MakeDevice(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor, 0, 0)
@@ -264,7 +265,7 @@ def _devices(devices: Sequence[Tree], *, user_namespace: bool) -> list[fs.Step]:
         mode = _FILE_TYPES[device["type"]] | (device.get("fileMode", 0o666) & 0o7777)
         ids = device.get("uid", 0), device.get("gid", 0)
         wanted[path] = fs.MakeDevice(path, mode, device.get("major", 0), device.get("minor", 0), *ids)
-    if user_namespace:
+    if not nodes:
         return [
             one if stat.S_ISFIFO(one.mode) else fs.BindDevice(path, one.mode, one.major, one.minor)
             for path, one in wanted.items()
