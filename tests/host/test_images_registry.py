@@ -402,6 +402,12 @@ async def test_a_redirect_is_followed_without_the_credentials(tmp_path: Path) ->
         server.behave = lambda _request: Answer(302, b"", {"Location": f"http://{server.host}/again"})
         with pytest.raises(RegistryUnavailable, match="redirects more than"):
             await images.pull(f"{server.host}/a:2")
+        server.behave = lambda _request: Answer(302, b"", {"Location": "http://[::1"})
+        with pytest.raises(RegistryUnavailable, match="which is no URL"):
+            await images.pull(f"{server.host}/a:3")
+        server.behave = lambda _request: Answer(401, b"", {"WWW-Authenticate": 'Bearer realm="http://[::1"'})
+        with pytest.raises(RegistryUnavailable, match="without saying where"):
+            await images.pull(f"{server.host}/a:4")
 
 
 async def test_pulls_of_one_image_at_the_same_time_share_one_download(tmp_path: Path) -> None:

@@ -63,6 +63,12 @@ def test_what_is_no_container_image_is_said_to_be_none() -> None:
         manifests.manifest("pull x", {"config": chart, "layers": []})
 
 
+def test_a_configuration_of_any_size_is_refused_before_it_is_fetched() -> None:
+    config = {"mediaType": OCI_CONFIG, "digest": DIGEST, "size": 1 << 40}
+    with pytest.raises(ImageRefused, match="configuration is 1099511627776 bytes long"):
+        manifests.manifest("test", {"config": config, "layers": []})
+
+
 def test_layers_kept_elsewhere_are_unsupported_by_name() -> None:
     config = {"digest": DIGEST, "size": 1, "mediaType": OCI_CONFIG}
     foreign = {"digest": DIGEST, "size": 1, "urls": ["https://example.org/x"]}

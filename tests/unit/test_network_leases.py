@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import threading
 from pathlib import Path
 
@@ -29,6 +31,20 @@ def test_a_full_range_says_who_has_the_addresses(tmp_path: Path) -> None:
     assert "all 5 addresses of 10.9.8.0/29" in caught.value.cause
     assert "10.9.8.2 default/p0" in caught.value.evidence
     assert not [name for name in tmp_path.iterdir() if name.name.startswith(".")]
+
+
+def test_a_full_disk_takes_no_address_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases = Leases(str(tmp_path), SMALL)
+
+    def full(_source: str, _target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", full)
+        for number in range(5):
+            with pytest.raises(OSError, match="No space left"):
+                leases.reserve(f"s{number}", "", ())
+    assert len({leases.reserve(f"s{number}", "", ()).address for number in range(5)}) == 5
 
 
 def test_a_freed_address_is_used_again_last(tmp_path: Path) -> None:

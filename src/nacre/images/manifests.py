@@ -148,6 +148,8 @@ def manifest(what: str, document: dict[str, Any]) -> Manifest:
     if config.media_type not in (OCI_CONFIG, DOCKER_CONFIG, ""):
         cause = f"it holds {document.get('artifactType') or config.media_type}, not a container image"
         raise ImageRefused(what=what, cause=cause, remedy="charts, signatures and the like are for other tools")
+    if config.size > CONFIG_LIMIT:  # said before it is fetched
+        raise ImageRefused(what=what, cause=f"its configuration is {config.size} bytes long, the limit is {CONFIG_LIMIT}")
     found = [descriptor(what, layer, f"layers[{number}]") for number, layer in enumerate(layers)]
     for number, layer in enumerate(found):
         if "foreign" in layer.media_type or (isinstance(layers[number], dict) and layers[number].get("urls")):

@@ -149,7 +149,7 @@ class Registry:
             if response.status == 429 or response.status >= 500:
                 failure = await self._refusal(response, path)
                 after = response.headers.get("Retry-After", "")
-                raise Broken(failure, float(after) if after.isdigit() else 0)
+                raise Broken(failure, float(after) if after.isascii() and after.isdigit() else 0)
             yield response
         finally:
             response.close()
@@ -184,12 +184,18 @@ class Registry:
             response = await self._request("GET", url, mine)
             if response.status not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
                 return response
-            target = url.join(URL(response.headers["Location"], encoded=True))
             response.close()
+            target = url.join(self._place(response, response.headers["Location"]))
             if target.scheme not in ("http", "https") or (url.scheme == "https" and target.scheme == "http"):
                 raise self._odd(response, f"it redirects to {target.with_query(None)}, which is not https")
             url = target
         raise RegistryUnavailable(what=self._what, cause=f"{self._host} redirects more than {REDIRECTS} times")
+
+    def _place(self, response: aiohttp.ClientResponse, text: str) -> URL:
+        try:
+            return URL(text, encoded=True)
+        except ValueError as error:
+            raise self._odd(response, f"it redirects to {text[:200]!r}, which is no URL") from error
 
     async def _request(
         self, method: str, url: URL, headers: dict[str, str], data: dict[str, str] | None = None
@@ -228,7 +234,10 @@ class Registry:
         return self._authorization != used
 
     async def _token(self, challenge: dict[str, str], refusal: Failure) -> str:
-        realm = URL(challenge.get("realm", ""))
+        try:
+            realm = URL(challenge.get("realm", ""))
+        except ValueError:
+            realm = URL()
         if realm.scheme not in ("http", "https") or not realm.host:
             raise RegistryUnavailable(
                 what=self._what, cause=f"{self._host} asks for a token without saying where", evidence=refusal.evidence

@@ -1,7 +1,8 @@
 """The kubelet: pods of this node, as the API server has them, become calls over the CRI; what happens becomes status and events.
 
-Started by cli; imports config, oci, linux (for pod cgroups and tmpfs) and wire. It meets the API server over HTTPS and the runtime over
-its socket, and any CRI runtime will do. It owns `config.kubelet_dir` (volumes, termination logs) and the pod cgroups.
+Started by cli; imports config, oci, linux (for pod cgroups and tmpfs), wire, and of images how names and credentials are read. It meets the
+API server over HTTPS and the runtime over its socket, and any CRI runtime will do. It owns `config.kubelet_dir` (volumes, termination logs)
+and the pod cgroups.
 
     service   start and stop                     pods      one worker a pod, fed by watches   worker    one pod's life: a loop
     plan      what to do next (pure)             life      one pod, held and known            making    what brings it up

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
 
+from nacre.images.auth import keyring
+from nacre.images.reference import parse
 from nacre.kubelet import waiting
 from nacre.kubelet.events import Events
 from nacre.kubelet.plan import FIRST_BACKOFF_S, LAST_BACKOFF_S
 from nacre.oci.errors import Failure
 from nacre.wire import cri_pb2 as cri
 from nacre.wire.cri import Stub, failure_of, progress_of
+
+log = logging.getLogger("nacre.kubelet")
 
 
 class ImageTrouble(Failure):
@@ -76,7 +81,7 @@ class Puller:
             raise _trouble(Failure(what=f'Back-off pulling image "{name}"', cause=words), "ImagePullBackOff")
         self._events.pod(pod, "Pulling", f'Pulling image "{name}"', container=container["name"])
         began = time.monotonic()
-        trying = self._try(spec, [_auth(secret, name) for secret in secrets])
+        trying = self._try(spec, [one for secret in secrets for one in _credentials(secret, name)])
         try:
             await waiting.told(
                 self._runtime,
@@ -102,9 +107,8 @@ class Puller:
         self._events.pod(pod, "Pulled", message, container=container["name"])
         return image
 
-    async def _try(self, spec: Any, credentials: list[Any]) -> None:
-        """With each secret that fits, then without; the last refusal is the one that counts."""
-        fitting = [one for one in credentials if one is not None]
+    async def _try(self, spec: Any, fitting: list[Any]) -> None:
+        """With each credential that fits, or without; the last refusal is the one that counts."""
         for auth in fitting[:-1]:
             try:
                 await self._images.PullImage(cri.PullImageRequest(image=spec, auth=auth))
@@ -125,24 +129,25 @@ def _trouble(failure: Failure, word: str) -> ImageTrouble:
     return made
 
 
-def _auth(secret: Mapping[str, Any], image: str) -> Any:
-    """AuthConfig for the registry of `image` out of a dockerconfigjson Secret; None when it has none."""
-    encoded = (secret.get("data") or {}).get(".dockerconfigjson")
+def _credentials(secret: Mapping[str, Any], image: str) -> list[Any]:
+    """An AuthConfig for each entry of an image pull Secret that is for the registry of `image`; a Secret that holds none is no obstacle."""
+    data = secret.get("data") or {}
+    encoded = data.get(".dockerconfigjson") or data.get(".dockercfg")
     if not encoded:
-        return None
+        return []
     try:
-        known = json.loads(base64.b64decode(encoded)).get("auths") or {}
-    except ValueError:
-        return None  # the pull goes on without it and says what the registry says
-    host = image.split("/")[0] if "/" in image and ("." in image.split("/")[0] or ":" in image.split("/")[0]) else "docker.io"
-    for server, entry in known.items():
-        plain = server.removeprefix("https://").removeprefix("http://").split("/")[0]
-        if plain == host or (host == "docker.io" and plain == "index.docker.io"):
-            return cri.AuthConfig(
-                username=entry.get("username", ""),
-                password=entry.get("password", ""),
-                auth=entry.get("auth", ""),
-                identity_token=entry.get("identitytoken", ""),
-                server_address=server,
-            )
-    return None
+        document = json.loads(base64.b64decode(encoded))
+        found = keyring(document if isinstance(document, dict) else {}, parse(image))
+    except (ValueError, Failure) as error:  # the pull goes on without it and says what the registry says
+        log.warning("secret %s holds no registry credentials: %s", secret["metadata"]["name"], error)
+        return []
+    return [
+        cri.AuthConfig(
+            username=one.username,
+            password=one.password,
+            auth=one.auth,
+            identity_token=one.identity_token,
+            registry_token=one.registry_token,
+        )
+        for one in found
+    ]

@@ -184,6 +184,12 @@ class CniNetwork:
                 return record
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise NetworkFailure(
+                what=f"read what CNI plugins did for sandbox {sandbox_id[:12]}",
+                cause=f"{self._path(sandbox_id)}: {error}",
+                remedy="after a power cut its pod is gone: remove the file",
+            ) from error
 
     def _forget(self, sandbox_id: str) -> None:
         os.unlink(self._path(sandbox_id))

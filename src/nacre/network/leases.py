@@ -114,6 +114,9 @@ class Leases:
                 return address
             except FileExistsError:
                 continue  # another process of this node holds it
+            except OSError:
+                self._taken.discard(number)  # a full disk takes no address away
+                raise
         held = sorted(self._by_sandbox.values(), key=lambda lease: lease.title)
         raise RangeFull(
             what="give the pod an address",
