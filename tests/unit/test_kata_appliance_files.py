@@ -67,6 +67,16 @@ def test_an_unknown_compression_is_named(data: bytes) -> None:
         kernel.inflate(data, "x")
 
 
+@pytest.mark.parametrize(("magic", "tool"), [(b"\x02\x21\x4c\x18", "lz4"), (b"\x28\xb5\x2f\xfd", "zstd")])
+def test_a_packing_whose_tool_is_missing_is_named_with_the_package(
+    monkeypatch: pytest.MonkeyPatch, magic: bytes, tool: str
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(kernel.KernelUnavailable, match=f"packed by {tool}, which is not installed") as caught:
+        kernel.inflate(magic + b"rest", "the guest's kernel")
+    assert caught.value.remedy.endswith(tool)
+
+
 @pytest.mark.parametrize("image", [b"", b"x" * 4096], ids=["empty", "no header"])
 def test_what_is_no_kernel_image_is_refused(image: bytes) -> None:
     with pytest.raises(kernel.KernelUnavailable, match="x86 boot header"):

@@ -207,12 +207,21 @@ def inflate(data: bytes, name: str) -> bytes:
         return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(data)
     for magic, command in _TOOLS.items():
         if data.startswith(magic):
-            done = subprocess.run(command, input=data, capture_output=True, check=False)
-            if done.stdout:
-                return done.stdout
-            raise KernelUnavailable(
-                what=f"unpack {name}",
-                cause=f"{command[0]} ended with code {done.returncode}",
-                remedy=f"apt-get install {command[0]}",
-            )
+            return _inflated_by(command, data, name)
     raise KernelUnavailable(what=f"unpack {name}", cause=f"it begins with {data[:6].hex()}, which is no known compression")
+
+
+def _inflated_by(command: Sequence[str], data: bytes, name: str) -> bytes:
+    """What the tool put out; its exit code says nothing, as it complains of the bytes after the end."""
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise KernelUnavailable(
+            what=f"unpack {name}",
+            cause=f"it is packed by {command[0]}, which is not installed",
+            remedy=f"apt-get install --no-install-recommends {command[0]}",
+        ) from None
+    if not done.stdout:
+        said = tuple(done.stderr.decode("utf-8", "replace").splitlines()[-5:])
+        raise KernelUnavailable(what=f"unpack {name}", cause=f"{command[0]} ended with code {done.returncode}", evidence=said)
+    return done.stdout
