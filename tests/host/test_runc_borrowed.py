@@ -75,6 +75,7 @@ def test_a_mount_of_the_engines_on_the_root_stays(bundle: Bundle, propagation: M
     path, rootfs = str(bundle.path), str(bundle.rootfs)
     mounts.mount(path, path, None, MountFlag.BIND)
     try:
+        mounts.mount(None, path, None, MountFlag.PRIVATE)  # no peer of the host's
         mounts.mount(None, path, None, propagation)
         mounts.mount(rootfs, rootfs, None, MountFlag.BIND)
         assert bundle.says("echo in").strip() == "in"

@@ -76,7 +76,7 @@ case $layout in
 esac
 mount -t sysfs sys /sys
 mkdir -p /dev/pts /dev/shm; mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts; mount -t tmpfs shm /dev/shm
-mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
 ip link set lo up; hostname machine; mount --make-rshared /
 v1() { mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
   for c in %(controllers)s; do mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c; done
