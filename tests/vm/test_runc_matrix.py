@@ -20,7 +20,7 @@ PROVEN = (
 SUITE = f"""
 cd {REPOSITORY}
 export NACRE_TEST_CALL_S=300
-python -m pytest -v -p no:cacheprovider -p no:xdist -m 'not slow' --tb=short --ignore-glob='*_fuzz.py' tests/host/test_runc_*.py
+python -m pytest -v -p no:cacheprovider -n 2 -m 'not slow' --tb=short tests/host/test_runc_[!f]*.py
 """
 
 
