@@ -10,6 +10,7 @@ import pytest
 from nacre.oci import state as store
 from nacre.oci.errors import AlreadyExists, Failure, NotFound, WrongStatus
 from nacre.oci.state import Record, Status
+from nacre.runc.life import remove_directory
 
 
 def record(root: Path, **facts: object) -> Record:
@@ -68,3 +69,20 @@ def test_nacres_own_directories_are_no_containers(tmp_path: Path) -> None:
     (tmp_path / ".seccomp").mkdir()
     assert store.identifiers(str(tmp_path)) == ["web"]
     assert store.identifiers(str(tmp_path / "missing")) == []
+
+
+def test_records_kept_in_memory_leave_no_file_and_go_with_their_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_held", None)
+    store.keep_in_memory()
+    made = record(tmp_path, pid=42)
+    store.keep_process(made, {"args": ["/bin/true"]})
+    assert store.read(str(tmp_path), "web") == made
+    assert store.advance(made, Status.CREATED) == store.read(str(tmp_path), "web")
+    assert os.listdir(tmp_path / "web") == []
+    with pytest.raises(NotFound):
+        store.read(str(tmp_path / "other"), "web")
+    remove_directory(str(tmp_path), "web")
+    with pytest.raises(NotFound):
+        store.read(str(tmp_path), "web")

@@ -22,10 +22,12 @@ from nacre.agent.frames import Channel
 from nacre.agent.relay import Relay, resize
 from nacre.agent.spares import Spares
 from nacre.linux import cgroups
+from nacre.oci import state
 from nacre.oci.errors import AlreadyExists, Failure, NotFound, Unsupported
 from nacre.runc.spare import Spare
 
 runc.load()  # here, once: children forked for a container must find every module in memory
+state.keep_in_memory()  # PID 1 alone acts on the guest's containers, and no record outlives it
 
 BUNDLES = f"{boot.RUN}/containers"
 RUNC = f"{boot.RUN}/runc"
@@ -115,7 +117,9 @@ class Containers:
         with ExitStack() as undo:
             stdio = Stdio(self.relay, wanted)
             undo.callback(stdio.abandon)
-            launch = runc.execute(RUNC, wanted.container, wanted.process, stdio=stdio.theirs, tty=stdio.tty)
+            launch = runc.execute(
+                RUNC, wanted.container, wanted.process, stdio=stdio.theirs, tty=stdio.tty, layout=self._cgroups()
+            )
             undo.pop_all()
         self.pids[launch.pid] = stdio.attach(launch.console, Held(container=wanted.container, exec_id=wanted.exec_id))
         self._tell(launch.warnings)
@@ -146,7 +150,7 @@ class Containers:
 
     def delete(self, wanted: p.Delete) -> None:
         """Its processes, cgroup, mounts, streams."""
-        runc.delete(RUNC, wanted.container, force=True)
+        runc.delete(RUNC, wanted.container, force=True, layout=self._cgroups())
         directory = f"{BUNDLES}/{wanted.container}"
         if os.path.isdir(directory):
             serial = self.roots.pop(wanted.container, "")

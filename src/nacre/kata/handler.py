@@ -189,7 +189,7 @@ class KataHandler:
 
     def network_ready(self, attachment: dict[str, Any]) -> None:
         link.join(self.vm.pid, f"{self.sandbox.directory}/ns/net", str(attachment["interface"]))
-        self._call(documents.network(attachment, self.sandbox.dns))
+        self._ahead(documents.network(attachment, self.sandbox.dns))  # while the host makes the first container's document
 
     # containers
 

@@ -89,8 +89,20 @@ def advance(record: Record, to: str, **facts: Any) -> Record:
     return record
 
 
+_held: dict[tuple[str, str], Record] | None = None  # root and id to record, of a process that keeps them in memory
+
+
+def keep_in_memory() -> None:
+    """Records are this process's own from now on, and no files: for one that alone acts on its containers, and whose end is theirs."""
+    global _held
+    _held = {} if _held is None else _held
+
+
 def save(record: Record) -> None:
     """Write state.json whole."""
+    if _held is not None:
+        _held[record.root, record.id] = record
+        return
     document = vars(record) | {"format": FORMAT}
     path = os.path.join(record.directory, "state.json")
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -104,6 +116,10 @@ def save(record: Record) -> None:
 def read(root: str, identifier: str) -> Record:
     """The record of a container. Raises NotFound, or Failure for a file that no nacre wrote."""
     path = os.path.join(root, identifier, "state.json")
+    if _held is not None:
+        if (root, identifier) in _held:
+            return _held[root, identifier]
+        raise NotFound(what=f"find container {identifier}", cause="this process holds no record of it")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -122,8 +138,16 @@ def read(root: str, identifier: str) -> Record:
         os.close(fd)
 
 
+def forget(root: str, identifier: str) -> None:
+    """What is kept in memory; files go with their directory."""
+    if _held is not None:
+        _held.pop((root, identifier), None)
+
+
 def keep_process(record: Record, tree: Mapping[str, Any]) -> None:
     """Not synced: a power cut ends the container too."""
+    if _held is not None:
+        return  # who keeps records in memory is told each further process whole
     with open(os.path.join(record.directory, "process.json"), "w", encoding="utf-8") as file:
         file.write(dumps(tree))
 

@@ -369,6 +369,7 @@ def explain_death(failure: InitDied, cgroup: cgroups.Cgroup | None) -> InitDied:
 
 
 def remove_directory(root: str, identifier: str) -> None:
+    store.forget(root, identifier)
     directory = os.path.join(root, identifier)
     for name in ("state.json", "state.json.new", "process.json", "start.sock"):
         try:

@@ -83,8 +83,22 @@ class Options(Value):
     data: str = ""  # what the file system itself understands
 
 
+_SEEN_LIMIT = 256
+_seen: dict[tuple[str, ...], Options] = {}
+
+
 def parse(words: Sequence[str]) -> Options:
-    """Sort `words`; one that the table lacks is the file system's."""
+    """Sort `words`; one that the table lacks is the file system's. Most documents say the same: what was sorted once is kept."""
+    key = tuple(words)
+    found = _seen.get(key)
+    if found is None:
+        if len(_seen) >= _SEEN_LIMIT:
+            _seen.clear()
+        found = _seen[key] = _sorted(key)
+    return found
+
+
+def _sorted(words: Sequence[str]) -> Options:
     flags, bind, recursive, copy_up, id_map = MountFlag(0), False, False, False, ""
     sets, clears = [MountAttr(0), MountAttr(0)], [MountAttr(0), MountAttr(0)]  # of the mount, of its tree
     propagation: list[tuple[MountFlag, bool]] = []
