@@ -100,6 +100,29 @@ def test_an_images_tag_decides_when_it_is_pulled(image: str, policy: str) -> Non
     assert thing["spec"]["containers"][0]["imagePullPolicy"] == policy
 
 
+@pytest.mark.parametrize(
+    ("action", "field"),
+    [
+        ({"httpGet": {"port": "8080", "scheme": "HTTP"}}, "httpGet.port"),
+        ({"httpGet": {"port": 80, "scheme": "HTTP", "httpHeaders": [{"name": "a b", "value": ""}]}}, "httpGet.httpHeaders[0]"),
+        ({"httpGet": {"port": 80, "scheme": "FTP"}}, "httpGet.scheme"),
+        ({"exec": {}}, "exec.command"),
+        ({"tcpSocket": {"port": "x"}}, ""),
+        ({"httpGet": {"port": "http", "scheme": "HTTPS", "httpHeaders": [{"name": "X-A", "value": "b c"}]}}, ""),
+    ],
+)
+def test_a_probe_that_can_never_be_sent_is_refused_by_its_field(action: dict[str, Any], field: str) -> None:
+    container = {
+        "name": "c",
+        "image": "i",
+        "imagePullPolicy": "Always",
+        "terminationMessagePolicy": "File",
+        "livenessProbe": action,
+    }
+    found = POD.check({"spec": {"containers": [container], "restartPolicy": "Always", "dnsPolicy": "Default"}})
+    assert [cause.field.removeprefix("spec.containers[0].livenessProbe.") for cause in found] == [field] * bool(field)
+
+
 def test_every_unsupported_field_is_a_field_of_kubernetes() -> None:
     for (group, name), table in unsupported.TABLES.items():
         kind = next(kind for kind in kinds.KINDS if (kind.group, kind.name) == (group, name))

@@ -65,11 +65,8 @@ def test_tcp_passes_when_someone_listens() -> None:
         asyncio.run(attempted({"tcpSocket": {"port": port}}))
 
 
-@pytest.mark.parametrize(
-    ("answer", "passed", "words"),
-    [(b"\x08\x01", True, ""), (b"\x08\x02", False, "NOT_SERVING"), (b"", False, "UNKNOWN"), (b"\xff", False, "UNKNOWN")],
-)
-def test_grpc_health_is_asked_for_the_service_by_name(answer: bytes, passed: bool, words: str) -> None:
+def health_asked(service: str, answer: bytes) -> tuple[bool, str, list[bytes]]:
+    """(passed, words, the requests that came) of a grpc probe of a server that gives `answer`."""
     asked = []
 
     async def check(request: bytes, _context: Any) -> bytes:
@@ -83,12 +80,54 @@ def test_grpc_health_is_asked_for_the_service_by_name(answer: bytes, passed: boo
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
-            return await attempted({"grpc": {"port": port, "service": "web"}})
+            return await attempted({"grpc": {"port": port, "service": service}})
         finally:
             await server.stop(None)
 
-    got, said = asyncio.run(body())
+    return *asyncio.run(body()), asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "passed", "words"),
+    [(b"\x08\x01", True, ""), (b"\x08\x02", False, "NOT_SERVING"), (b"", False, "UNKNOWN"), (b"\xff", False, "UNKNOWN")],
+)
+def test_grpc_health_is_asked_for_the_service_by_name(answer: bytes, passed: bool, words: str) -> None:
+    got, said, asked = health_asked("web", answer)
     assert got == passed and words in said and asked == [b"\x0a\x03web"]
+
+
+def test_the_length_of_a_long_service_name_is_a_varint() -> None:
+    got, _said, asked = health_asked("s" * 300, b"\x08\x01")
+    assert got and asked == [b"\x0a\xac\x02" + b"s" * 300]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"httpGet": {"port": 80, "path": "/", "httpHeaders": [{"name": "X", "value": "a\r\nb"}]}},
+        {"httpGet": {"port": 80, "path": "/", "host": "no host at all"}},
+        {"tcpSocket": {"port": "99999"}},
+        {"grpc": {"port": 1, "service": "s" * 300}},
+    ],
+)
+def test_a_probe_that_cannot_be_sent_is_a_failed_one(action: dict[str, Any]) -> None:
+    failed: list[str] = []
+
+    async def body() -> None:
+        told = asyncio.Event()
+
+        def note(_kind: str, _passed: bool, words: str) -> None:
+            failed.append(words)
+            told.set()
+
+        container = CONTAINER | {"livenessProbe": action | {"failureThreshold": 1}}
+        prober = probes.Prober(None, container, "id", "127.0.0.1", note, lambda *_: None)  # type: ignore[arg-type]
+        async with asyncio.timeout(5):
+            await told.wait()
+        await prober.stop()
+
+    asyncio.run(body())
+    assert failed and all(failed)
 
 
 def test_ports_have_names() -> None:

@@ -22,7 +22,7 @@ async def run(
             passed, words = await probes.attempt(
                 life.host.runtime, hook, container, identifier, life.address, limit_s, lambda: session
             )
-        except (Failure, aiohttp.ClientError, OSError) as error:
+        except (Failure, *probes.UNREACHED) as error:
             passed, words = False, error.sentence() if isinstance(error, Failure) else str(error)
     if not passed:
         name = {"FailedPostStartHook": "PostStartHook", "FailedPreStopHook": "PreStopHook"}[reason]

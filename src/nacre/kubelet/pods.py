@@ -78,10 +78,17 @@ class Pods:
                 if not self._synced.is_set():
                     self._host.background(orphans.sweep(self._host, self._living()))
                 self._synced.set()
-            elif MIRROR in (pod["metadata"].get("annotations") or {}):
-                self._mirror(word, pod)
             else:
-                self._pod(word, pod)
+                try:
+                    self._told(word, pod)
+                except Exception:  # one pod nobody can make sense of holds up no other
+                    log.exception("pod %s/%s", pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+    def _told(self, word: str, pod: dict[str, Any]) -> None:
+        if MIRROR in (pod["metadata"].get("annotations") or {}):
+            self._mirror(word, pod)
+        else:
+            self._pod(word, pod)
 
     def _pod(self, word: str, pod: dict[str, Any]) -> None:
         uid = str(pod["metadata"]["uid"])

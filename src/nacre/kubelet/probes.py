@@ -19,6 +19,7 @@ log = logging.getLogger("nacre.kubelet")
 KINDS = {"startupProbe": "Startup", "readinessProbe": "Readiness", "livenessProbe": "Liveness"}
 GRPC_HEALTH = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 OUTPUT = 300  # characters of a probe's answer that an event shows
+UNREACHED = (aiohttp.ClientError, OSError, ValueError, OverflowError)  # the last two: a header or port that cannot be sent
 Result = Callable[[str, bool, str], None]  # (probe kind, passed, words), after the thresholds
 
 
@@ -80,7 +81,7 @@ class Prober:
             return False, f"no answer within {timeout:g} s"
         except Failure as failure:
             return False, failure.sentence()
-        except (aiohttp.ClientError, OSError) as error:
+        except UNREACHED as error:
             return False, str(error) or type(error).__name__
 
     def _http(self) -> aiohttp.ClientSession:
@@ -98,7 +99,7 @@ async def attempt(
     timeout: float,
     http: Callable[[], aiohttp.ClientSession],
 ) -> tuple[bool, str]:
-    """One try of a probe's or hook's action: (passed, words). Raises Failure, aiohttp.ClientError, OSError."""
+    """One try of a probe's or hook's action: (passed, words). Raises Failure, UNREACHED."""
     if "exec" in action:
         return await _exec(runtime, list(action["exec"]["command"]), container_id, timeout)
     if "httpGet" in action:
@@ -141,7 +142,11 @@ async def _http_get(
 async def _grpc_health(action: Mapping[str, Any], address: str) -> tuple[bool, str]:
     """grpc.health.v1.Health/Check; its two messages have one field each and are read and written by hand."""
     service = str(action.get("service") or "").encode()
-    request = b"\x0a" + bytes([len(service)]) + service if service else b""
+    size = len(service)
+    length = (
+        bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])
+    )  # a varint; no service's name is 16 KiB long
+    request = b"\x0a" + length + service if service else b""
     async with grpc.aio.insecure_channel(f"{address}:{int(action['port'])}") as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes)
         try:

@@ -24,6 +24,7 @@ HOOK_ACTIONS = ("exec", "httpGet", "tcpSocket", "sleep")
 NOT_NEGATIVE = "must be greater than or equal to 0"
 _ENV_NAME = re.compile(r"[ -<>-~]+")
 _ENV_WORDS = "a valid environment variable name must consist only of printable ASCII characters other than '='"
+_HEADER = re.compile(r"[-A-Za-z0-9]+")
 _PORT_NAME = re.compile(r"(?=.{1,15}$)(?!.*--)[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -195,7 +196,7 @@ def _check_ports(ports: list[Object], where: str, causes: list[Cause]) -> None:
 def _check_port(value: Any, where: str, causes: list[Cause]) -> None:
     if isinstance(value, int) and not 1 <= value <= 65535:
         causes.append(invalid_value(where, value, "must be between 1 and 65535, inclusive"))
-    elif isinstance(value, str) and not _PORT_NAME.fullmatch(value):
+    elif isinstance(value, str) and not (_PORT_NAME.fullmatch(value) and re.search("[a-z]", value)):
         causes.append(invalid_value(where, value, "must be a port number or a port's name"))
 
 
@@ -290,8 +291,17 @@ def _check_action(holder: Object, where: str, known: tuple[str, ...], causes: li
                 causes.append(required(f"{where}.{key}.port"))
             else:
                 _check_port(action["port"], f"{where}.{key}.port", causes)
-        if key == "httpGet" and action.get("scheme") not in SCHEMES:
-            causes.append(not_supported(f"{where}.httpGet.scheme", action.get("scheme"), SCHEMES))
+        if key == "httpGet":
+            _check_http(action, f"{where}.httpGet", causes)
+
+
+def _check_http(action: Object, where: str, causes: list[Cause]) -> None:
+    if action.get("scheme") not in SCHEMES:
+        causes.append(not_supported(f"{where}.scheme", action.get("scheme"), SCHEMES))
+    for index, header in enumerate(action.get("httpHeaders", [])):
+        if not _HEADER.fullmatch(header.get("name", "")):
+            words = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is "
+            causes.append(invalid_value(f"{where}.httpHeaders[{index}]", header.get("name", ""), words + "'[-A-Za-z0-9]+')"))
 
 
 def _check_toleration(one: Object, where: str, causes: list[Cause]) -> None:
