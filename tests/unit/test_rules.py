@@ -146,10 +146,15 @@ def test_a_short_command_of_the_runtime_loads_little() -> None:
     assert not loaded & {"json", "re", "enum", "functools", "collections", "contextlib", "importlib.metadata"}
 
 
+def test_what_makes_containers_loads_no_enumerations() -> None:
+    loaded = loaded_by("import nacre.runtimes, nacre.runc.main, nacre.runc.foreground; nacre.runc.load()")
+    assert not loaded & {"json", "re", "enum", "signal", "socket", "selectors", "dataclasses", "typing", "subprocess"}
+
+
 def test_what_is_forked_for_containers_has_the_whole_runtime_loaded() -> None:
     code = (
         "import sys; sys.dont_write_bytecode = True; from nacre import runc; runc.load(); before = set(sys.modules)\n"
-        "import nacre.runc.hooks, nacre.runc.borrowed, nacre.linux.cgroups, nacre.oci.spec, socket, signal\n"
+        "import nacre.runc.hooks, nacre.runc.borrowed, nacre.linux.cgroups, nacre.oci.spec, nacre.linux.sockets\n"
         "print(*set(sys.modules) - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from enum import IntFlag
+
+from nacre.linux.flags import Flags
 
 
-class Seal(IntFlag):
+class Seal(Flags):
     SEAL = 1
     SHRINK = 2
     GROW = 4

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from enum import IntFlag
 
+from nacre.linux.flags import Flags
 from nacre.linux.libc import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, CharP, Int, SyscallError, ULong, bind, syscall
 
 
-class MountFlag(IntFlag):
+class MountFlag(Flags):
     """mount(2), `mountflags`."""
 
     RDONLY = 1
@@ -41,7 +41,7 @@ class MountFlag(IntFlag):
 PROPAGATION = MountFlag.UNBINDABLE | MountFlag.PRIVATE | MountFlag.SLAVE | MountFlag.SHARED
 
 
-class UnmountFlag(IntFlag):
+class UnmountFlag(Flags):
     """umount2(2)."""
 
     FORCE = 1
@@ -50,7 +50,7 @@ class UnmountFlag(IntFlag):
     NOFOLLOW = 8
 
 
-class MountAttr(IntFlag):
+class MountAttr(Flags):
     """mount_setattr(2), `attr_set` and `attr_clr`."""
 
     RDONLY = 0x01
@@ -65,7 +65,7 @@ class MountAttr(IntFlag):
     NOSYMFOLLOW = 0x200000
 
 
-class OpenTree(IntFlag):
+class OpenTree(Flags):
     CLONE = 1
     RECURSIVE = AT_RECURSIVE
     EMPTY_PATH = AT_EMPTY_PATH

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from enum import IntFlag
 
+from nacre.linux.flags import Flags
 from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind
 
 
-class Clone(IntFlag):
+class Clone(Flags):
     """clone(2), unshare(2), setns(2)."""
 
     NEWTIME = 0x00000080

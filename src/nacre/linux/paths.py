@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from enum import IntFlag
 
+from nacre.linux.flags import Flags
 from nacre.linux.libc import AT_FDCWD, Int, SyscallError, VoidP, bind, owned, syscall
 
 
-class Resolve(IntFlag):
+class Resolve(Flags):
     """openat2(2), `struct open_how.resolve`."""
 
     NO_XDEV = 0x01

@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import os
 
-try:
-    import _signal  # type: ignore[import-not-found]
-except ImportError:  # another Python than CPython
-    import signal as _signal
-
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    import signal as signals
     from collections.abc import Iterator
+else:
+    try:
+        import _signal as signals  # calls and plain numbers; `signal` makes enumerations of them first, which costs 7 ms
+    except ImportError:  # another Python than CPython
+        import signal as signals
 
-signals = _signal  # calls and plain numbers; `signal` makes enumerations of them first, which costs 7 ms
+__all__ = ["ended_children", "owned", "pidfd_open", "pidfd_send_signal", "signal_name", "signals", "status"]
 
 
 class owned:  # used as a function; a class, since contextlib takes 4 ms to load
@@ -36,6 +37,12 @@ def pidfd_open(pid: int) -> int:
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:
     signals.pidfd_send_signal(pidfd, number)
+
+
+def signal_name(number: int) -> str:
+    """ "SIGKILL" of 9, and a sentence's word for a number without a name."""
+    names = [name for name, value in vars(signals).items() if name.startswith("SIG") and name.isalnum() and value == number]
+    return min(names, default=f"signal {number}")
 
 
 def ended_children() -> Iterator[tuple[int, int]]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
-import socket
 from collections.abc import Iterable, Sequence
-from enum import IntEnum
 
+from nacre.linux import sockets as socket
+from nacre.linux.flags import Flags
 from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind, syscall
 from nacre.linux.namespaces import Clone
 from nacre.linux.pids import pidfd_open as pidfd_open
 from nacre.linux.pids import pidfd_send_signal as pidfd_send_signal
+from nacre.linux.pids import signals
 from nacre.linux.pids import status as status
 
 
-class Prctl(IntEnum):
+class Prctl(Flags):
     """prctl(2)."""
 
     SET_PDEATHSIG = 1
@@ -108,7 +108,7 @@ def fork(flags: int = 0, *, cgroup: int = -1) -> int:
 
     For single-threaded processes. Answers the child's pid, 0 in the child. With Clone.PARENT the child is a sibling.
     """
-    arguments = _CloneArgs(flags=int(flags), exit_signal=0 if flags & Clone.PARENT else signal.SIGCHLD)
+    arguments = _CloneArgs(flags=int(flags), exit_signal=0 if flags & Clone.PARENT else signals.SIGCHLD)
     if cgroup >= 0:
         arguments.flags |= int(Clone.INTO_CGROUP)
         arguments.cgroup = cgroup

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 from _blake2 import blake2b  # hashlib would load OpenSSL, half a megabyte in every process that only wants a name
 from collections.abc import Callable, Mapping, Sequence
@@ -129,8 +128,13 @@ def available() -> bool:
 
 def key(profile: Mapping[str, Any]) -> str:
     """What names the compiled form: the profile's content, the machine, the version of this code's rules."""
-    text = json.dumps(profile, sort_keys=True, separators=(",", ":"))
-    return str(blake2b(f"1 {machine()} {text}".encode(), digest_size=16).hexdigest())
+    return str(blake2b(f"2 {machine()} {_ordered(profile)!r}".encode(), digest_size=16).hexdigest())
+
+
+def _ordered(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return sorted((key, _ordered(value)) for key, value in tree.items())
+    return [_ordered(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def compiled(profile: Mapping[str, Any], cache: str) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import array
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from nacre.linux import capabilities, cgroup_names, cgroups, process, seccomp
+from nacre.linux import sockets as socket
 from nacre.linux.libc import owned
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store

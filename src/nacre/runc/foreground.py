@@ -10,15 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import sys
-import termios
-import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nacre.linux.libc import owned
-from nacre.linux.process import pidfd_open, pidfd_send_signal
+from nacre.linux.pids import owned, pidfd_open, pidfd_send_signal
+from nacre.linux.pids import signals as signal
 
 _OWN = {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP, signal.SIGURG, signal.SIGPIPE}
 _CHUNK = 1 << 16
@@ -73,6 +70,8 @@ def _pass_on(pidfd: int, number: int, console: int | None) -> None:
 
 def copy_size(console: int) -> None:
     """Give the container's terminal the size of ours."""
+    import termios
+
     try:
         size = fcntl.ioctl(sys.stdin.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
         fcntl.ioctl(console, termios.TIOCSWINSZ, size)
@@ -82,6 +81,9 @@ def copy_size(console: int) -> None:
 
 def _shuttle(pidfd: int, console: int) -> None:
     """Bytes both ways until the process ends and its last output is out."""
+    import termios
+    import tty
+
     stdin, stdout = 0, 1
     before = termios.tcgetattr(stdin) if os.isatty(stdin) else None
     if before is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from nacre.linux.libc import owned
 from nacre.linux.memfd import from_bytes
+from nacre.linux.pids import signal_name, signals
 from nacre.linux.process import pidfd_open, pidfd_send_signal
 from nacre.oci.jsontext import dumps
 from nacre.runc.failures import HookFailed
@@ -33,7 +33,7 @@ def run(point: str, hook: Mapping[str, Any], state: Mapping[str, Any]) -> None:
                 hook.get("args") or [hook["path"]],
                 environment,
                 file_actions=actions,
-                setsigdef=[signal.SIGPIPE],
+                setsigdef=[signals.SIGPIPE],
                 setsigmask=[],
             )
         except OSError as error:
@@ -46,7 +46,7 @@ def run(point: str, hook: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         raise HookFailed(what=what, cause=f"it did not end within {hook['timeout']} s and was killed", evidence=evidence)
     code = os.waitstatus_to_exitcode(status)
     if code != 0:
-        ending = f"it ended with status {code}" if code > 0 else f"it was killed by {signal.Signals(-code).name}"
+        ending = f"it ended with status {code}" if code > 0 else f"it was killed by {signal_name(-code)}"
         raise HookFailed(what=what, cause=ending, evidence=evidence)
 
 
@@ -59,7 +59,7 @@ def _wait(pid: int, timeout_s: int | None) -> int | None:
             poll.register(pidfd, select.POLLIN)
             in_time = bool(poll.poll(min(timeout_s * 1000, (1 << 31) - 1)))
             if not in_time:
-                pidfd_send_signal(pidfd, signal.SIGKILL)
+                pidfd_send_signal(pidfd, signals.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return status if in_time else None
 

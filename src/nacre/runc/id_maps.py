@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
@@ -16,6 +15,7 @@ from nacre.linux import mounts, process
 from nacre.linux.libc import SyscallError, owned
 from nacre.linux.mounts import MountAttr
 from nacre.linux.namespaces import Clone, open_namespace
+from nacre.linux.pids import signals
 from nacre.oci.errors import Failure, Invalid
 from nacre.runc.failures import step_failed
 from nacre.runc.mount_options import parse as parse_options
@@ -75,7 +75,7 @@ def _with_maps(uid_map: str, gid_map: str, what: str) -> int:
     pid = process.fork(Clone.NEWUSER)
     if pid == 0:
         while True:
-            signal.pause()
+            signals.pause()
     try:
         for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
             with owned(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
@@ -85,7 +85,7 @@ def _with_maps(uid_map: str, gid_map: str, what: str) -> int:
                     raise step_failed(what, SyscallError("write", error.errno or 0, f"{name} {text.strip()!r}")) from error
         return open_namespace("user", pid)
     finally:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signals.SIGKILL)
         os.waitpid(pid, 0)
 
 

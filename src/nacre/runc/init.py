@@ -11,12 +11,12 @@ from __future__ import annotations
 import array
 import gc
 import os
-import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
 
 from nacre.linux import process
+from nacre.linux import sockets as socket
+from nacre.linux.pids import signals
 from nacre.oci.errors import Failure, encode
 from nacre.oci.jsontext import dumps
 from nacre.oci.values import Value
@@ -121,13 +121,13 @@ def _numbers(orders: Orders) -> set[int]:
 
 def _reset_signals() -> None:
     """What the interpreter or the starter ignores or blocks must not be inherited by the program."""
-    for number in range(1, signal.NSIG):
-        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+    for number in range(1, signals.NSIG):
+        if signals.getsignal(number) not in (signals.SIG_DFL, None):
             try:
-                signal.signal(number, signal.SIG_DFL)
+                signals.signal(number, signals.SIG_DFL)
             except (OSError, ValueError):
                 continue  # SIGKILL, SIGSTOP and those that libc keeps
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signals.pthread_sigmask(signals.SIG_SETMASK, ())
 
 
 def _place_stdio(stdio: Sequence[int | None]) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import array
 import os
-import signal
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from nacre.linux import namespaces, process
+from nacre.linux import sockets as socket
 from nacre.linux.libc import SyscallError, owned
 from nacre.linux.namespaces import KINDS, Clone
+from nacre.linux.pids import signal_name, signals
 from nacre.oci.errors import Failure, decode
 from nacre.oci.jsontext import loads
 from nacre.oci.values import Value
@@ -168,7 +168,7 @@ class Launcher:
         """Take the child back: it is killed and reaped."""
         self._channel.close()
         try:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signals.SIGKILL)
             os.waitpid(self.pid, 0)
         except (ProcessLookupError, ChildProcessError):
             pass
@@ -201,7 +201,7 @@ class Launcher:
         try:
             _, status = os.waitpid(self.pid, 0)
             code = os.waitstatus_to_exitcode(status)
-            ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
+            ending = f"killed by {signal_name(-code)}" if code < 0 else f"it ended with status {code}"
         except ChildProcessError:
             pass
         return InitDied(what=f"set up container {self.orders.container}", cause=f"the process that becomes its init: {ending}")

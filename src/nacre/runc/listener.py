@@ -12,9 +12,9 @@ import array
 import mmap
 import os
 import select
-import socket
 
 from nacre.linux import pids
+from nacre.linux import sockets as socket
 from nacre.linux.libc import SyscallError, syscall
 from nacre.linux.memfd import from_bytes
 from nacre.linux.pids import owned

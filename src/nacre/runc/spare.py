@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from nacre.linux import capabilities, cgroups, mounts, paths, process, seccomp
+from nacre.linux import sockets as socket
 from nacre.linux.libc import owned
 from nacre.linux.namespaces import Clone
 from nacre.oci import spec as oci_spec
