@@ -92,9 +92,7 @@ def _given_again(address: Mapping[str, Any], index: int) -> Request:
     fixed = {"family": address["family"], "prefix": address["prefix"], "low_flags": flags & 0xFF, "index": index}
     values = {key: address[key] for key in ("local", "address", "broadcast") if key in address}
     body = rt.LINK_ADDRESS.encode(fixed, values | ({"flags": flags} if flags else {}))
-    return Request(
-        rt.NEWADDR, Flag.CREATE | Flag.EXCL, body, "RTM_NEWADDR", str(values.get("local") or values.get("address"))
-    )
+    return Request(rt.NEWADDR, Flag.CREATE | Flag.EXCL, body, "RTM_NEWADDR", str(values.get("local") or values.get("address")))
 
 
 def _bring_back(link: links.Link, addresses: list[dict[str, Any]], index: int, namespace: int) -> None:
