@@ -202,6 +202,47 @@ def test_a_container_tells_the_name_of_its_image_whatever_it_was_asked_by(servic
         assert (status.image_ref, status.image_id) == (listed.id, listed.id), "no registry knows an imported image by a digest"
 
 
+def test_streamed_lists_say_what_the_lists_say(service: Cri) -> None:
+    runtime, images = service.runtime, service.images
+    with service.pod() as pod:
+        made = pod.start(*FOREVER)
+        stats = [
+            one for answer in runtime.StreamContainerStats(cri.StreamContainerStatsRequest()) for one in answer.container_stats
+        ]
+        assert [one.attributes.id for one in stats] == [made] and stats[0].memory.usage_bytes.value > 0
+        pods = [
+            one
+            for answer in runtime.StreamPodSandboxStats(cri.StreamPodSandboxStatsRequest())
+            for one in answer.pod_sandbox_stats
+        ]
+        assert [one.attributes.id for one in pods] == [pod.id]
+    streamed = [one for answer in images.StreamImages(cri.StreamImagesRequest()) for one in answer.images]
+    assert streamed == list(images.ListImages(cri.ListImagesRequest()).images) and streamed
+
+
+@pytest.mark.parametrize("package", wire.PACKAGES)
+@pytest.mark.parametrize("service_name", ["RuntimeService", "ImageService"])
+def test_every_method_answers_an_empty_request_or_refuses_it_in_a_sentence(service: Cri, service_name: str, package: str) -> None:
+    stub, not_offered = wire.Stub(service.channel, service_name, package), set()
+    for method in cri.DESCRIPTOR.services_by_name[service_name].methods:
+        if method.name == "GetContainerEvents":
+            continue  # it has no end
+        try:
+            answer = getattr(stub, method.name)(getattr(cri, method.input_type.name)(), timeout=20)
+            list(answer) if method.server_streaming else answer  # read to its end
+        except grpc.RpcError as error:
+            code, said = error.code(), error.details()  # type: ignore[attr-defined]  # a call is an error too
+            assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED) and ": " in said, (method.name, said)
+            if code == grpc.StatusCode.UNIMPLEMENTED:
+                assert said.startswith(f"answer {method.name}: ")
+                not_offered.add(method.name)
+    if service_name == "RuntimeService":
+        metrics = {"ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics"}
+        assert not_offered == {"PortForward", "CheckpointContainer", "UpdatePodSandboxResources", *metrics}
+    else:
+        assert not not_offered
+
+
 def test_images_are_listed_found_and_missing_ones_are_an_empty_answer(service: Cri) -> None:
     (listed,) = service.images.ListImages(cri.ListImagesRequest()).images
     found = service.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from nacre.cri import answers
@@ -24,9 +25,16 @@ class ImageService:
 
     @answered
     async def ListImages(self, request: Any) -> Any:
-        wanted = request.filter.image.image
-        found = [self._images.get(wanted)] if wanted else self._images.list()
-        return cri.ListImagesResponse(images=[answers.image(one) for one in found if one is not None])
+        return cri.ListImagesResponse(images=self._listed(request.filter))
+
+    async def StreamImages(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        for one in self._listed(request.filter):
+            yield cri.StreamImagesResponse(images=[one])
+
+    def _listed(self, wanted: Any) -> list[Any]:
+        name = wanted.image.image
+        found = [self._images.get(name)] if name else self._images.list()
+        return [answers.image(one) for one in found if one is not None]
 
     @answered
     async def ImageStatus(self, request: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import grpc
 from google.protobuf.json_format import MessageToDict
 
 from nacre import __version__
@@ -31,6 +32,7 @@ _EVENTS = {
     "stopped": cri.CONTAINER_STOPPED_EVENT,
     "deleted": cri.CONTAINER_DELETED_EVENT,
 }
+EVENTS_KEPT = 4096  # for one caller that does not read them
 Method = Callable[..., Awaitable[Any]]
 
 
@@ -244,18 +246,38 @@ class RuntimeService:
         wanted = [record for record in self._sandboxes(request.filter) if record.ready]
         return cri.ListPodSandboxStatsResponse(stats=await _each(self._sandbox_stats(record) for record in wanted))
 
+    async def StreamContainerStats(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        for record in self._containers(request.filter):
+            if record.state == "running":
+                yield cri.StreamContainerStatsResponse(container_stats=await _each([self._stats(record)]))
+
+    async def StreamPodSandboxStats(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        for record in self._sandboxes(request.filter):
+            if record.ready:
+                yield cri.StreamPodSandboxStatsResponse(pod_sandbox_stats=await _each([self._sandbox_stats(record)]))
+
     async def GetContainerEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        """Every change of a container from now on, until the caller hangs up."""
-        queue: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-        listener = lambda event, record: queue.put_nowait((event, record))  # noqa: E731  # kept to be taken out again
-        self._pods.listeners.append(listener)
+        """Every change of a container from now on, until the caller hangs up; one that does not read is cut off, to list anew."""
+        queue: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
+
+        def listen(event: str, record: Any) -> None:
+            if queue.qsize() < EVENTS_KEPT:
+                queue.put_nowait((event, record))
+            else:
+                self._pods.listeners.remove(listen)
+                queue.put_nowait(None)
+
+        self._pods.listeners.append(listen)
         try:
-            while True:
-                event, record = await queue.get()
+            while (told := await queue.get()) is not None:
+                event, record = told
                 if isinstance(record, ContainerRecord):
                     yield self._event(event, record)
         finally:
-            self._pods.listeners.remove(listener)
+            if listen in self._pods.listeners:
+                self._pods.listeners.remove(listen)
+        words = f"{EVENTS_KEPT} events wait that were not read: list the containers and ask for events again"
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words)
 
     def _event(self, event: str, record: ContainerRecord) -> Any:
         sandbox = self._store.sandboxes.get(record.sandbox)

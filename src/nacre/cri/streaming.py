@@ -233,7 +233,8 @@ class Session:
         try:
             size = json.loads(data)
             width, height = int(size["Width"]), int(size["Height"])
-        except (ValueError, KeyError, TypeError):
+            struct.pack("HH", width, height)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error):
             return  # a client's malformed size is no reason to end its session
         if self._terminal and self._outputs:
             fcntl.ioctl(self._outputs[0][1], termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))

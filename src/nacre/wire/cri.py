@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from nacre.oci.errors import Failure, decode, encode
+from nacre.oci.errors import Failure, Unsupported, decode, encode
 from nacre.wire import cri_pb2
 
 PACKAGES = ("runtime.v1", "runtime.v1alpha2")
@@ -30,16 +30,21 @@ def handlers(service: str, servicer: object) -> list[grpc.GenericRpcHandler]:
     """gRPC handlers of `service` ("RuntimeService" or "ImageService") under both packages.
 
     `servicer` has a coroutine method (an async generator for streamed answers) named as the method; a method that it lacks
-    answers Unimplemented.
+    answers Unimplemented, in a sentence.
     """
     table = {}
     for method in cri_pb2.DESCRIPTOR.services_by_name[service].methods:
-        implementation = getattr(servicer, method.name, None)
-        if implementation is None:
-            continue
+        implementation = getattr(servicer, method.name, None) or _not_offered(method.name)
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         table[method.name] = make(implementation, _message(method.input_type.name).FromString, _serialize)
     return [grpc.method_handlers_generic_handler(f"{package}.{service}", table) for package in PACKAGES]
+
+
+def _not_offered(method: str) -> Any:
+    async def refuse(_request: Any, context: Any) -> None:
+        await abort(context, Unsupported(what=f"answer {method}", cause="this nacre does not offer it yet"))
+
+    return refuse
 
 
 class Stub:
