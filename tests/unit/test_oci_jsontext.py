@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,10 @@ def test_any_bytes_and_any_text_are_read_as_json_reads_them(data: bytes | str) -
         b"",
         b" [1] x",
         b'{"a" 1}',
+        b"{",
+        b'{"a":1,}',
+        b'"\n"',
+        b"[1",
         b"\xef\xbb\xbf{}",
         b"[NaN, -Infinity, 1.5]",
         b"1" * 5000,
@@ -52,7 +57,12 @@ def test_any_bytes_and_any_text_are_read_as_json_reads_them(data: bytes | str) -
         "[1]".encode("utf-16"),
     ],
 )
-def test_odd_documents_are_read_as_json_reads_them(data: bytes) -> None:
+@pytest.mark.parametrize("loaded", [True, False])
+def test_odd_documents_are_read_as_json_reads_them(monkeypatch: pytest.MonkeyPatch, data: bytes, loaded: bool) -> None:
+    """Also in a process that has not loaded json, whose exception the scanner wants."""
+    if not loaded:
+        for name in [name for name in sys.modules if name.split(".")[0] == "json"]:
+            monkeypatch.delitem(sys.modules, name)
     assert outcome(loads, data) == outcome(json.loads, data)
 
 

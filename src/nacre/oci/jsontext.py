@@ -40,8 +40,8 @@ def loads(data: bytes | str) -> Any:
         value, end = _scan(text, len(text) - len(text.lstrip(_BLANKS)))
         if not text[end:].strip(_BLANKS):
             return value
-    except (StopIteration, UnicodeDecodeError):
-        pass
+    except (StopIteration, UnicodeDecodeError, SystemError):
+        pass  # SystemError: up to Python 3.12 the scanner takes its exception from json.decoder only where that is loaded
     import json
 
     return json.loads(data)
