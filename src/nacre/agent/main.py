@@ -20,6 +20,7 @@ from nacre.agent.frames import Channel, Message
 from nacre.agent.loop import Loop
 from nacre.agent.relay import Relay
 from nacre.linux import boot as power
+from nacre.linux import process
 from nacre.oci.errors import Failure, Invalid, encode, from_exception
 
 READ = 256 << 10
@@ -43,6 +44,7 @@ class Agent:
         self._waiting: list[tuple[int, Later]] = []
         self._looking = False
         self._serving = 0  # the request being served
+        self._filling = False  # whether containers are made ahead here
         self._warming: int | None = None  # the request that waits for the throw-away container
         self.loop = Loop(self._child_ended)
         self.channel = Channel()
@@ -209,7 +211,9 @@ class Agent:
     def _warm(self, _wanted: p.Warm) -> None:
         self._warming = self._serving
         drives.known()
-        self.containers.spares.fill()
+        self._filling = not self.containers.spares  # else this is a clone of a template that has them
+        if self._filling:
+            self.containers.spares.fill()
         self.containers.create(warm.request())
         self.containers.start(p.Start(container=warm.NAME))
 
@@ -217,9 +221,12 @@ class Agent:
         """The throw-away container has ended: sweep it, and answer."""
         number, self._warming = self._warming, None
         self.containers.delete(p.Delete(container=warm.NAME))
-        self.containers.spares.fill()
+        if self._filling:
+            self.containers.spares.fill()
         gc.collect()
         gc.freeze()
+        if self._filling:
+            process.own_memory()
         if number is None:
             return
         if event.code:

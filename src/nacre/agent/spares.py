@@ -1,7 +1,7 @@
 """Containers half made ahead (`runc.spare`) for the pod to come: what most documents of a pod have alike is done before there is a pod.
 
-They are made while the template is, so that a clone has them for nothing, and made up for by a pool member's rehearsal. A pod's further
-containers, and documents with another stock part, are made in the ordinary way.
+They are made while the template is, so that a clone has them for nothing; a pool member's rehearsal takes one. When none is left, and for
+documents with another stock part, containers are made in the ordinary way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nacre.oci import stock
 from nacre.runc import spare
 
 PLACE = f"{boot.RUN}/spare"
-COUNT = 2
+COUNT = 3
 _STOCK = spare.Stock(
     mounts=stock.mounts(), masked=list(stock.MASKED), readonly=list(stock.READONLY), devices=stock.device_rules()
 )
@@ -36,6 +36,9 @@ class Spares:
         while len(self._waiting) < COUNT:
             self._made += 1
             self._waiting.append(spare.prepare(_STOCK, PLACE, self._group(f"_{self._made}")))
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def rest(self, config: dict[str, Any]) -> dict[str, Any] | None:
         """What is left to do of a document; None when there is no spare for it."""

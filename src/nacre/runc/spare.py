@@ -127,12 +127,11 @@ class _Waiting:
     def __init__(self, stock: Tree, steps: Sequence[fs.Step]) -> None:
         self._tops = [step for step in steps if isinstance(step, fs.MountFilesystem) and step.destination.count("/") == 1]
         self._host = plan.Host(bundle="/", highest_capability=capabilities.last(), kcore=os.path.exists("/proc/kcore"))
-        self._steps(
-            {**stock, "mounts": [], "process": _SAMPLE}, self._host
-        )  # once, so that the memory it takes is this process's own
+        self._sample = json.dumps({**stock, "mounts": _SAMPLE_MOUNTS, "process": _SAMPLE_PROCESS})
 
     def __call__(self, channel: socket.socket, context: fs.Context) -> init.Orders:
         from_root = [(step, paths.open_in(context.root, step.destination)) for step in self._tops]
+        self._steps(json.loads(self._sample), self._host)  # once, so that the memory that this takes is its own already
         channel.sendall(b'{"stage":"ready","warnings":[]}')
         data, descriptors, _, _ = socket.recv_fds(channel, 1, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not data:
@@ -165,7 +164,8 @@ class _Waiting:
         return plan.setup_steps(spec, host, state), plan.start_steps(spec, host, state)
 
 
-_SAMPLE = {"args": ["/"], "cwd": "/", "env": [], "user": {"uid": 0, "gid": 0}, "capabilities": {}}
+_SAMPLE_PROCESS = {"args": ["/"], "cwd": "/", "env": [], "user": {"uid": 0, "gid": 0}, "capabilities": {"bounding": ["CAP_KILL"]}}
+_SAMPLE_MOUNTS = [{"destination": "/x", "type": "bind", "source": "/x", "options": ["rbind", "rprivate", "rw"]}]
 
 
 # -- its parent
