@@ -117,8 +117,10 @@ def test_an_unknown_stop_signal_is_refused_before_anything_is_made(service: Cri)
     from nacre.oci.errors import Invalid
 
     assert (signal_number("TERM"), signal_number("sigkill"), signal_number("15"), signal_number("SIGRTMAX-1")) == (15, 9, 15, 63)
-    with pytest.raises(Invalid, match="no signal of that name"):
-        signal_number("SIGNONSENSE")
+    assert (signal_number("SIGRTMINPLUS3"), signal_number("RTMIN+15"), signal_number("SIGRTMAXMINUS14")) == (37, 49, 50)
+    for name in ("SIGNONSENSE", "SIGRTMIN+99", "RTMAX-64", "0", "65", "-1", "\u00b2", "9" * 5000, "", "SIG_DFL", "RTMIN+"):
+        with pytest.raises(Invalid, match="no signal of that name"):
+            signal_number(name)
 
 
 def test_oom_killed_is_said_of_the_exit_that_it_caused_and_of_no_other(service: Cri) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -11,8 +10,8 @@ from nacre.config import Config
 from nacre.controllers.collector import Collector
 from nacre.controllers.namespaces import Namespaces
 from nacre.controllers.scheduler import Scheduler
-from nacre.oci.errors import Failure, NotFound
-from nacre.wire.kube import ApiError, Kube, client_context
+from nacre.oci.errors import Failure
+from nacre.wire.kube import ApiError, Kube, client_context, own_server
 
 log = logging.getLogger("nacre.controllers")
 
@@ -45,19 +44,6 @@ class Service:
         kube, self._kube = self._kube, None
         if kube is not None:
             await kube.close()
-
-
-def own_server(config: Config) -> str:
-    """The URL of this node's API server."""
-    path = f"{config.state}/node.json"
-    try:
-        with open(path, "rb") as file:
-            port = json.load(file)["api_port"]
-    except (OSError, ValueError, KeyError) as error:
-        cause = f"{path} has no api_port ({type(error).__name__})"
-        raise NotFound(what="find the API server", cause=cause, remedy="nacre up") from error
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen, config.listen)
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 async def _keep(loop: Callable[[], Awaitable[None]]) -> None:

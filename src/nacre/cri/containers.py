@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import signal
 import time
@@ -387,15 +388,14 @@ def _stop_signal(config: Any, image: Any) -> str:
 
 def signal_number(name: str) -> int:
     """15 for "SIGTERM", "TERM" or "15"; SIGRTMIN+3 and the like also as CRI spells them. Raises Invalid."""
-    if name.isdigit() and 0 < int(name) < signal.NSIG:
-        return int(name)
-    upper = name.upper() if name.upper().startswith("SIG") else "SIG" + name.upper()
-    for base, sign in (("SIGRTMINPLUS", 1), ("SIGRTMIN+", 1), ("SIGRTMAXMINUS", -1), ("SIGRTMAX-", -1)):
-        if upper.startswith(base) and upper[len(base) :].isdigit():
-            return (34 if sign > 0 else 64) + sign * int(upper[len(base) :])
-    found = getattr(signal, upper, None)
-    if not isinstance(found, signal.Signals):
-        raise Invalid(
-            what=f"use {name} as stop signal", cause="there is no signal of that name", remedy="use SIGTERM or the like"
-        )
-    return int(found)
+    upper = name.upper().removeprefix("SIG")
+    if match := re.fullmatch("(RTMINPLUS|RTMIN[+]|RTMAXMINUS|RTMAX-|)([0-9]{1,2})", upper):
+        base = {"": 0, "RTMI": signal.SIGRTMIN, "RTMA": signal.SIGRTMAX}[match[1][:4]]
+        number = base - int(match[2]) if base == signal.SIGRTMAX else base + int(match[2])
+    else:
+        number = getattr(signal, f"SIG{upper}", 0) if upper.isalnum() else 0  # SIG_IGN is no signal
+    if 0 < number < signal.NSIG:
+        return int(number)
+    raise Invalid(
+        what=f"use {name[:80]} as stop signal", cause="there is no signal of that name", remedy="use SIGTERM or the like"
+    )

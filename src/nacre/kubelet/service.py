@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from nacre.config import Config, node_address
-from nacre.oci.errors import NotFound
 
 if TYPE_CHECKING:
     from nacre.kubelet.host import Host
@@ -62,7 +60,7 @@ class Service:
         from nacre.kubelet.resources import make_levels, node_memory_bytes
         from nacre.linux import cgroups
         from nacre.wire.cri import CHANNEL_OPTIONS, Stub
-        from nacre.wire.kube import Kube, client_context
+        from nacre.wire.kube import Kube, client_context, own_server
 
         config = self._config
         channel = grpc.aio.insecure_channel(f"unix://{config.cri_socket}", options=list(CHANNEL_OPTIONS))
@@ -93,16 +91,3 @@ def _closed(thing: Any) -> Callable[[], Awaitable[None]]:
         thing.close()
 
     return close
-
-
-def own_server(config: Config) -> str:
-    """The URL of this machine's API server."""
-    path = f"{config.state}/node.json"
-    try:
-        with open(path, "rb") as file:
-            port = json.load(file)["api_port"]
-    except (OSError, ValueError, KeyError) as error:
-        cause = f"{path} has no api_port ({type(error).__name__})"
-        raise NotFound(what="find the API server", cause=cause, remedy="nacre up") from error
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen, config.listen)
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from typing import Any, Literal
 import aiohttp
 import msgspec
 
-from nacre.oci.errors import Failure
+from nacre.config import Config
+from nacre.oci.errors import Failure, NotFound
 
 Object = dict[str, Any]
 PatchKind = Literal["strategic", "merge", "json", "apply"]
@@ -103,13 +105,15 @@ class Kube:
 
         An ERROR event becomes ApiError (410 Expired: list again). Close the iterator (`contextlib.aclosing`) to stop early.
         """
-        params = {"watch": "true", "timeoutSeconds": WATCH_TIMEOUT_S, "allowWatchBookmarks": "true"} | params
+        wanted: Object = {"watch": "true", "timeoutSeconds": WATCH_TIMEOUT_S, "allowWatchBookmarks": "true"} | params
         if resource_version:
-            params["resourceVersion"] = resource_version
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S)
+            wanted["resourceVersion"] = resource_version
+        # the server ends a watch at its timeout: who says nothing for longer is gone without a word
+        silence_s = int(wanted["timeoutSeconds"]) + REQUEST_TIMEOUT_S
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=silence_s)
         with _translated("GET", path):
             async with self._open().get(
-                self.server_url + path, params=_query(params), timeout=timeout, ssl=self._tls()
+                self.server_url + path, params=_query(wanted), timeout=timeout, ssl=self._tls()
             ) as answer:
                 if answer.status >= 400:
                     raise _error(answer.status, await answer.read())
@@ -157,6 +161,19 @@ def client_context(pki: str, name: str) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=f"{pki}/ca.crt")
     context.load_cert_chain(f"{pki}/{name}.crt", f"{pki}/{name}.key")
     return context
+
+
+def own_server(config: Config) -> str:
+    """The URL of this node's API server, as STATE/node.json has it. Raises NotFound."""
+    path = f"{config.state}/node.json"
+    try:
+        with open(path, "rb") as file:
+            port = json.load(file)["api_port"]
+    except (OSError, ValueError, KeyError) as error:
+        cause = f"{path} has no api_port ({type(error).__name__})"
+        raise NotFound(what="find the API server", cause=cause, remedy="nacre up") from error
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen, config.listen)
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 async def reflect(kube: Kube, path: str, **params: Any) -> AsyncGenerator[tuple[str, Object | None], None]:
