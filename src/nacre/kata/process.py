@@ -6,6 +6,7 @@ opened inside QEMU's own namespace and moved to the pod's later. It dies with it
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 
 from nacre.kata.machine import Wires
 from nacre.linux import namespaces, process
+from nacre.linux import tap as taps
 from nacre.linux.mounts import MountFlag, mount
 from nacre.linux.namespaces import Clone
-from nacre.linux.tap import open_tap
-from nacre.oci.errors import Failure, from_exception
+from nacre.oci.errors import Failure, NotFound, decode, encode, from_exception
 
 UID_BASE = 0x6E000000  # plus the starter's pid: a user that nobody else on this host is while the starter lives
 TAP = "tap0"
@@ -78,7 +79,7 @@ def start(
     if said:
         close(running)
         os.waitpid(pid, 0)
-        raise Failure(what="start QEMU", cause=said)
+        raise decode(json.loads(said))
     return running
 
 
@@ -89,9 +90,9 @@ def close(running: Running) -> None:
 
 
 def _read_all(fd: int) -> str:
-    """What the child reports before its exec closes the pipe; empty when all went well."""
+    """The failure that the child reports before its exec closes the pipe; empty when all went well."""
     with open(fd, "rb") as file:
-        return file.read(4096).decode("utf-8", "replace")
+        return file.read().decode()
 
 
 def _child(
@@ -108,7 +109,7 @@ def _child(
     try:
         namespaces.unshare(Clone.NEWNET | Clone.NEWIPC | Clone.NEWUTS | Clone.NEWNS)
         mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
-        tap_wire = open_tap(TAP)
+        tap_wire = _tap()
         void = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         _own_devices(kvm=_kvm())
         qmp, agent, console, tap, memory = (
@@ -128,8 +129,16 @@ def _child(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         execution.run()
     except BaseException as error:
-        os.write(report, from_exception("start QEMU", error).cause.encode()[:4000])
+        os.write(report, json.dumps(encode(from_exception("start QEMU", error))).encode())
     os._exit(127)
+
+
+def _tap() -> int:
+    try:
+        return taps.open_tap(TAP)
+    except FileNotFoundError as error:
+        cause = f"{taps.DEVICE} is not there: the kernel's tun module is not loaded"
+        raise NotFound(what="start QEMU", cause=cause, remedy="modprobe tun") from error
 
 
 def _kvm() -> int | None:
