@@ -62,6 +62,8 @@ class Record(Value):
     mounts_beneath: int = -1  # on rootfs before ours, in a mount namespace that is not the container's own (runc.borrowed)
     mount_namespace: str = ""  # the path by which that one was joined, "" for the runtime's
     mount_identity: str = ""
+    joined: dict[str, str] = {}  # kind to path of the namespaces that are not its own
+    cgroup_namespace: bool = False  # one of its own
     user_namespace: bool = False
     oci_version: str = ""
     created_ns: int = 0  # Unix time

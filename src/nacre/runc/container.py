@@ -72,7 +72,7 @@ def create(
     spec = _document(bundle, config, extra_environment)
     layout = layout or (rootless.usable(cgroups.discover(), spec) if use_cgroups else cgroups.Layout(hierarchies=()))
     terminal = tty or spec["process"].get("terminal", False)
-    record = _first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
+    record = first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
     with ExitStack() as undo:
         undo.push(lambda _kind, error, _trace: _after_failed_hook(error, record))  # first, so that it is done last
         lock = store.reserve(root, identifier)
@@ -89,7 +89,7 @@ def create(
             host = host.but(seek_program=seek_program)
             mapped = undo.enter_context(ExitStack())
             orders = _orders(record, spec, host, stdio, mapped)
-            _make_cgroup(cgroup, spec, undo)
+            make_cgroup(cgroup, spec, undo)
             child = _launch(record, spec, orders, cgroup, lock, undo)
             mapped.close()
             if cgroup is not None:
@@ -110,7 +110,7 @@ def _after_failed_hook(error: BaseException | None, record: Record) -> None:
         error.evidence += tuple(told)
 
 
-def _make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> None:
+def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> None:
     if cgroup is None:
         return
     if holders := cgroup.pids():  # `delete` would kill them with the container's own
@@ -182,7 +182,7 @@ def _document(bundle: str, config: str, extra_environment: Sequence[str]) -> dic
     return spec
 
 
-def _first_record(
+def first_record(
     root: str, identifier: str, bundle: str, spec: Mapping[str, Any], layout: cgroups.Layout, systemd_cgroup: bool
 ) -> Record:
     joined, new = plan.namespaces_of(spec)
@@ -200,6 +200,8 @@ def _first_record(
         slice=place.slice,
         rootfs=rootfs,
         **borrowed.facts(spec, rootfs),
+        joined=joined,
+        cgroup_namespace="cgroup" in new,
         user_namespace="user" in new or "user" in joined,
         oci_version=spec["ociVersion"],
         created_ns=time.time_ns(),

@@ -12,7 +12,7 @@ import time
 
 from nacre import __version__, runc
 from nacre.oci import state as store
-from nacre.oci.errors import Failure, Invalid, Unsupported, from_exception
+from nacre.oci.errors import Failure, Invalid, from_exception
 from nacre.oci.jsontext import dumps
 from nacre.runc import options as words_of
 
@@ -386,6 +386,37 @@ def _update(call: _Call) -> int:
     return 0
 
 
+def _checkpoint(call: _Call) -> int:
+    from nacre.runc import checkpoint
+
+    checkpoint.checkpoint(call.root, call.id, {"criu": call.shared.get("criu", ""), **call.options})
+    return 0
+
+
+def _restore(call: _Call) -> int:
+    from nacre.linux.process import set_child_subreaper
+    from nacre.runc import checkpoint, foreground
+
+    chosen, detach = call.options, call.options.get("detach", False)
+    if not detach:
+        set_child_subreaper()  # what CRIU leaves behind is ours to wait for
+    with foreground.signals() as pending:
+        pid = checkpoint.restore(
+            call.root,
+            call.id,
+            chosen.get("bundle", "."),
+            {"criu": call.shared.get("criu", ""), **chosen},
+            systemd_cgroup=_creation(call)["systemd_cgroup"],
+        )
+        _write_pid(chosen.get("pid-file"), pid)
+        if detach:
+            return 0
+        try:
+            return foreground.attend(pid, None, pending)
+        finally:
+            runc.delete(call.root, call.id, force=True, warn=call.warn)
+
+
 def _features(call: _Call) -> int:
     from nacre.runc import templates
 
@@ -420,6 +451,8 @@ _HANDLERS: dict[str, Callable[[_Call], int]] = {
     "ps": _ps,
     "events": _events,
     "update": _update,
+    "checkpoint": _checkpoint,
+    "restore": _restore,
     "features": _features,
     "spec": _spec,
 }

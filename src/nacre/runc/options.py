@@ -58,6 +58,11 @@ _UPDATE_NUMBERS = (
     "cpu-rt-runtime",
     "cpu-idle",
 )
+_CRIU: Table = {
+    **{f"--{name}": "value" for name in ("image-path", "work-path", "manage-cgroups-mode")},
+    **{f"--{name}": "flag" for name in ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup", "lazy-pages")},
+    "--empty-ns": "list",
+}
 COMMANDS: Mapping[str, Table] = {
     "create": _CREATE,
     "run": {**_CREATE, "--detach": "flag", "-d": "flag detach", "--keep": "flag"},
@@ -102,6 +107,21 @@ COMMANDS: Mapping[str, Table] = {
         "--pids-limit": "number",
         **{f"--{name}": "value" for name in _UPDATE_VALUES},
         **{f"--{name}": "number" for name in _UPDATE_NUMBERS},
+    },
+    "checkpoint": {
+        **_CRIU,
+        **{f"--{name}": "value" for name in ("parent-path", "page-server")},
+        **{f"--{name}": "flag" for name in ("leave-running", "link-remap", "pre-dump", "tcp-skip-in-flight")},
+        "--status-fd": "number",
+    },
+    "restore": {
+        **_CRIU,
+        "--bundle": "value",
+        "-b": "value bundle",
+        "--detach": "flag",
+        "-d": "flag detach",
+        **{f"--{name}": "value" for name in ("pid-file", "console-socket", "lsm-profile", "lsm-mount-context")},
+        **{f"--{name}": "flag" for name in ("no-pivot", "no-subreaper")},
     },
     "events": {"--stats": "flag", "--interval": "value"},
 }
