@@ -19,7 +19,11 @@ class MountedBelow(Failure):
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--keep-images", is_flag=True, help="Leave DATA/images and the VM appliance, which take longest to make again.")
+@click.option(
+    "--keep-images",
+    is_flag=True,
+    help="Leave what takes longest to make again: DATA/images, the VM appliance, packages that images are made from.",
+)
 @click.pass_obj
 def reset(config: Config, yes: bool, keep_images: bool) -> None:
     """Remove everything of this node from the host, data included. Works after a kill -9 as well."""
@@ -42,7 +46,8 @@ def paths(config: Config, *, keep_images: bool = False) -> list[str]:
     """What is removed, those that exist."""
     inside = [f"{config.data}/{name}" for name in _entries(config.data) if not (keep_images and name in ("images", "kata"))]
     data = inside if keep_images else [config.data]
-    candidates = [*data, config.state, os.path.dirname(config.log_dir), f"{config.etc}/admin.conf"]
+    made = [] if keep_images else [f"{config.prefix}/var/cache/nacre"]  # packages that images were made from
+    candidates = [*data, *made, config.state, os.path.dirname(config.log_dir), f"{config.etc}/admin.conf"]
     return [path for path in candidates if os.path.lexists(path)]
 
 
@@ -65,7 +70,9 @@ def remove(config: Config, doomed: list[str]) -> None:
 
 def _parents(config: Config) -> list[str]:
     """Directories that only a prefix made: PREFIX/etc, PREFIX/var/lib, …; none of the host's own."""
-    return [f"{config.prefix}/{name}" for name in ("etc", "run", "var/lib", "var/log", "var")] if config.prefix else []
+    return (
+        [f"{config.prefix}/{name}" for name in ("etc", "run", "var/lib", "var/log", "var/cache", "var")] if config.prefix else []
+    )
 
 
 def _entries(directory: str) -> list[str]:

@@ -53,9 +53,12 @@ def package(cache: str, places: Sequence[str], progress: Progress) -> str:
         if found:
             return found[-1]
     os.makedirs(cache, exist_ok=True)
-    name = _package_name(progress)
-    progress(f"downloading {name}, which is not installed")
-    _run(["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name], f"download {name}", cache)
+    try:
+        name = _download(cache, progress)
+    except KernelUnavailable as failure:  # no lists yet, or old ones whose package the mirror has dropped
+        progress(f"{failure}; apt-get update")
+        _run(["apt-get", "update", "-qq"], "refresh apt's lists", "/")
+        name = _download(cache, progress)
     found = _packages_in(cache)
     if not found:
         raise KernelUnavailable(what=f"download {name}", cause=f"apt-get left no package in {cache}", remedy="apt-get update")
@@ -76,18 +79,22 @@ def _order(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def _package_name(progress: Progress) -> str:
+def _download(cache: str, progress: Progress) -> str:
+    name = _package_name()
+    progress(f"downloading {name}, which is not installed")
+    _run(["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name], f"download {name}", cache)
+    return name
+
+
+def _package_name() -> str:
+    """Of the newest kernel that apt's lists know."""
     metas = _META.get(distribution(), _META["debian"])
-    for again in (False, True):
-        if again:
-            progress("apt-get update")
-            _run(["apt-get", "update", "-qq"], "refresh apt's lists", "/")
-        for meta in metas:
-            shown = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True, check=False)
-            for line in shown.stdout.splitlines():
-                word = line.partition("Depends:")[2].strip()
-                if _IMAGE.fullmatch(word):
-                    return word
+    for meta in metas:
+        shown = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True, check=False)
+        for line in shown.stdout.splitlines():
+            word = line.partition("Depends:")[2].strip()
+            if _IMAGE.fullmatch(word):
+                return word
     raise KernelUnavailable(
         what="find the guest's kernel",
         cause=f"apt knows none of {', '.join(metas)}",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from nacre.cli.doctor.finding import Finding, Verdict
 from nacre.config import Config
-from nacre.linux import cgroups, mounts, namespaces
+from nacre.linux import cgroups, links, mounts, namespaces, nftables, tap  # all: a trial hides /tmp, where nacre may lie
 from nacre.oci.errors import Failure
 
 NEEDED = ("memory", "pids", "cpu", "devices", "freezer")
@@ -108,26 +108,18 @@ def _erofs() -> None:
 
 
 def _nftables() -> None:
-    from nacre.linux import nftables
-
     nftables.list_tables()
 
 
 def _veth() -> None:
-    from nacre.linux import links
-
     links.create_veth("doctor0", "doctor1")
 
 
 def _bridge() -> None:
-    from nacre.linux import links
-
     links.create_bridge("doctor2")
 
 
 def _tun() -> None:
-    from nacre.linux import tap
-
     os.close(tap.open_tap("doctor3"))
 
 
