@@ -259,11 +259,6 @@ def test_version_and_help_and_no_words(bundle: Bundle) -> None:
     assert "needs a value" in bundle.fails("create", "--bundle")
 
 
-@pytest.mark.parametrize("command", ["checkpoint", "restore"])
-def test_checkpoint_and_restore_are_refused_in_a_sentence(bundle: Bundle, command: str) -> None:
-    assert f"{command} a container" in bundle.fails(command, "x")
-
-
 def test_a_failure_goes_to_the_log_as_json_and_as_text(bundle: Bundle, tmp_path: Path) -> None:
     log = tmp_path / "log"
     bundle.call("--log", str(log), "--log-format", "json", "state", "nobody")
