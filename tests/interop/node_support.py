@@ -36,23 +36,23 @@ class Traces:
 
 
 class Node:
-    """One node under `prefix`. `config` is written to its config.toml before the first start."""
+    """One node under `prefix`, of the nacre in `bin`. `config` is written to its config.toml before the first start."""
 
-    def __init__(self, prefix: Path, config: str = "") -> None:
-        self.prefix = prefix
+    def __init__(self, prefix: Path, config: str = "", bin: Path = BIN) -> None:
+        self.prefix, self._bin = prefix, bin
         (prefix / "etc/nacre").mkdir(parents=True, exist_ok=True)
         (prefix / "etc/nacre/config.toml").write_text(config)
         self.instance = "nacre-" + hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()[:6]
 
     def nacre(self, *arguments: str, check: bool = True, timeout_s: int = 180) -> subprocess.CompletedProcess[str]:
-        command = [str(BIN / "nacre"), "--prefix", str(self.prefix), *arguments]
+        command = [str(self._bin / "nacre"), "--prefix", str(self.prefix), *arguments]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout_s: int = 120) -> str:
-        command = [str(BIN / "nacre"), "--prefix", str(self.prefix), "kubectl", *arguments]
+        command = [str(self._bin / "nacre"), "--prefix", str(self.prefix), "kubectl", *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -61,7 +61,7 @@ class Node:
     @contextmanager
     def kubectl_stream(self, *arguments: str) -> Iterator[Iterator[str]]:
         """The lines of a kubectl that does not end by itself; it is ended with the block, and after two minutes at the latest."""
-        command = [str(BIN / "nacre"), "--prefix", str(self.prefix), "kubectl", "--request-timeout=120s", *arguments]
+        command = [str(self._bin / "nacre"), "--prefix", str(self.prefix), "kubectl", "--request-timeout=120s", *arguments]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
