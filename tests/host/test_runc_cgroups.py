@@ -70,6 +70,32 @@ def test_a_limit_below_what_is_in_use_is_refused_with_the_figures(bundle: Bundle
         assert done.returncode == 1 and "Device or resource busy" in done.stderr and "memory.usage_in_bytes is" in done.stderr
 
 
+def test_a_limit_is_checked_before_it_is_set_when_asked(bundle: Bundle) -> None:
+    bundle.linux["resources"]["memory"] = {"limit": 64 * MIB}
+    bundle.mount("/mnt", "tmpfs", "tmpfs")
+    bundle.up("dd if=/dev/zero of=/mnt/fill bs=1M count=32 2>/dev/null; echo full; exec sleep 100")
+    while "full" not in bundle.output():
+        pass
+    asked = '{"memory": {"limit": %d, "checkBeforeUpdate": true}}'
+    assert "memory.checkBeforeUpdate is set" in bundle.fails("update", "-r", "-", bundle.name, input=asked % MIB)
+    assert read(bundle, "memory", "memory.limit_in_bytes", "memory.max") == str(64 * MIB)
+    bundle.ok("update", "-r", "-", bundle.name, input=asked % (48 * MIB))
+    assert read(bundle, "memory", "memory.limit_in_bytes", "memory.max") == str(48 * MIB)
+
+
+def test_a_limit_that_this_host_has_no_file_for_is_told_in_the_log(bundle: Bundle, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    bundle.linux["resources"]["blockIO"] = {"leafWeight": 500}
+    bundle.script("sleep 100").write()
+    with (tmp_path / "out").open("w") as out:
+        words = ("--log", str(log), "run", "--detach", "-b", str(bundle.path), bundle.name)
+        bundle.ok(*words, stdout=out, stderr=out, capture_output=False)
+    warning = "linux.resources.blockIO.leafWeight is left out: the cgroups of this host have no file for it"
+    assert log.read_text().count(warning) == 1
+    bundle.ok("--log", str(log), "update", "-r", "-", bundle.name, input='{"blockIO": {"leafWeight": 400}}')
+    assert log.read_text().count(warning) == 2
+
+
 def test_a_container_that_needs_more_memory_than_its_limit_is_killed(bundle: Bundle) -> None:
     bundle.linux["resources"]["memory"] = {"limit": 16 * MIB, "swap": 16 * MIB}
     bundle.mount("/mnt", "tmpfs", "tmpfs")
@@ -161,12 +187,10 @@ def test_a_cache_allocation_is_refused_by_name(bundle: Bundle) -> None:
 def test_without_a_path_a_container_gets_a_group_of_its_own(bundle: Bundle) -> None:
     del bundle.linux["cgroupsPath"]
     bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
-    own = f"/system.slice/nacre-runc-{bundle.name}.scope" if SYSTEMD else f"/nacre-runc/{bundle.name}"
+    own = f"/system.slice/nacre-runc-{bundle.name}.scope" if SYSTEMD else f"/nacre-runc-{bundle.name}"
     assert own in bundle.says("cat /proc/self/cgroup")
     layout = cgroups.discover()
-    for hierarchy in layout.hierarchies:  # the group of all such containers stays, as another may be about to use it
-        if os.path.isdir(directory := layout.directory(hierarchy, "/nacre-runc")) and not next(os.walk(directory))[1]:
-            os.rmdir(directory)
+    assert not [one for one in layout.hierarchies if os.path.exists(layout.directory(one, own))]
 
 
 def test_a_cgroup_namespace_hides_where_the_container_lies(bundle: Bundle) -> None:

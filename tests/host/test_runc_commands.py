@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 from runc_support import Bundle, environment, leftovers, made
@@ -220,11 +222,60 @@ def test_a_paused_container_can_be_ended(bundle: Bundle, how: str) -> None:
 
 
 def test_events_answers_figures_once_when_asked_so(bundle: Bundle) -> None:
+    bundle.linux["resources"]["pids"] = {"limit": 40}
     bundle.up("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 100")
     event = json.loads(bundle.ok("events", "--stats", bundle.name))
     assert event["type"] == "stats" and event["id"] == bundle.name
-    assert event["data"]["pids"]["current"] >= 1 and event["data"]["memory"]["usage"]["usage"] > 0
-    assert event["data"]["cpu"]["usage"]["total"] > 0
+    assert event["data"]["pids"]["current"] >= 1 and event["data"]["pids"]["limit"] == 40
+    assert event["data"]["memory"]["usage"]["usage"] > 0 and event["data"]["memory"]["raw"]["pgfault"] > 0
+    assert event["data"]["cpu"]["usage"]["total"] > 0 and event["data"]["cpuset"]["cpus"]
+
+
+def test_events_has_what_runcs_has(bundle: Bundle) -> None:
+    runc = shutil.which("runc")
+    if runc is None:
+        pytest.skip("which('runc') is None: ./run test unpacks it")
+    bundle.linux["resources"] |= {"memory": {"limit": 50 << 20}, "pids": {"limit": 40}}
+    bundle.up("sleep 100")
+    mine = json.loads(bundle.ok("events", "--stats", bundle.name))["data"]
+    bundle.linux["cgroupsPath"] = f"/nacre-test-{bundle.name}"
+    other = Bundle(**{**vars(bundle), "runtime": (runc,), "root": bundle.path / "runc-state"})
+    other.up("sleep 100")
+    try:
+        theirs = json.loads(other.ok("events", "--stats", bundle.name))["data"]
+    finally:
+        other.call("delete", "--force", bundle.name)
+    assert mine.keys() == theirs.keys()
+    assert mine["cpuset"] == theirs["cpuset"] and mine["cpu"]["usage"].keys() == theirs["cpu"]["usage"].keys()
+    for group in ("usage", "raw"):
+        assert mine["memory"][group].keys() == theirs["memory"][group].keys(), group
+    assert mine["memory"]["usage"]["limit"] == theirs["memory"]["usage"]["limit"]
+    assert mine["pids"]["limit"] == theirs["pids"]["limit"] and mine["pids"].keys() == theirs["pids"].keys()
+
+
+def test_events_goes_on_until_the_container_ends_and_tells_of_memory_that_ran_out(bundle: Bundle) -> None:
+    bundle.linux["resources"]["memory"] = {"limit": 32 << 20, "swap": 32 << 20}
+    bundle.up("while [ ! -e /tmp/go ]; do sleep 0.05; done; (tail /dev/zero); while [ ! -e /tmp/end ]; do sleep 0.05; done")
+    words = [*bundle.runtime, "--root", str(bundle.root), "events", "--interval", "100ms", bundle.name]
+    told = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment())
+    with told, cast("IO[str]", told.stdout) as lines:
+        assert json.loads(lines.readline())["type"] == "stats"
+        (bundle.rootfs / "tmp/go").touch()
+        kinds = (json.loads(line)["type"] for line in lines)
+        assert "oom" in kinds, "it ended without"
+        (bundle.rootfs / "tmp/end").touch()
+        assert set(kinds) <= {"stats"} and told.wait(10) == 0
+    assert "it is not running" in bundle.fails("events", bundle.name)
+
+
+def test_a_damaged_record_is_told_and_hides_no_other_container(bundle: Bundle) -> None:
+    bundle.up("sleep 100")
+    (bundle.root / "broken").mkdir()
+    (bundle.root / "broken/state.json").write_text("{")
+    done = bundle.call("list", "--quiet")
+    assert (done.returncode, done.stdout) == (0, bundle.name + "\n")
+    assert done.stderr.startswith("nacre-runc: read ") and "it is damaged" in done.stderr
+    bundle.ok("delete", "--force", "broken")
 
 
 def test_spec_writes_a_document_that_runs(bundle: Bundle, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_addresses_are_read_as_the_specification_writes_them() -> None:
 @pytest.mark.parametrize(
     ("wanted", "path"),
     [
-        ("", "/nacre-runc/c"),
+        ("", "/nacre-runc-c"),
         ("/a/b", "/a/b"),
         ("a//b/", "/a/b"),
         ("/weird:name:here", "/weird:name:here"),

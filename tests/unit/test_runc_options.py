@@ -107,6 +107,17 @@ def test_any_command_line_ends_in_an_exit_code_and_words(place: Path, line: list
     )
 
 
+@pytest.mark.parametrize(("word", "length"), [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("1.5h", 5400), ("1h0m1s", 3601)])
+def test_durations_are_read_as_go_writes_them(word: str, length: float) -> None:
+    assert options.seconds(word) == length
+
+
+@pytest.mark.parametrize("word", ["", "5", "s", "0s", "-1s", "5 s", "1x", "1.2.3s", "5s3", "٣s", "infs"])
+def test_what_is_no_duration_is_refused(word: str) -> None:
+    with pytest.raises(Invalid, match="is no duration"):
+        options.seconds(word)
+
+
 STATES = st.dictionaries(
     st.sampled_from(
         [

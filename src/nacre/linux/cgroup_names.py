@@ -53,7 +53,7 @@ def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
     if not wanted:
         wanted = f"system.slice:nacre-runc:{identifier}" if systemd else ""
     if not wanted:
-        return Place(path=f"/nacre-runc/{identifier}")
+        return Place(path=f"/nacre-runc-{identifier}")
     slice_name, unit = _unit(wanted)
     path = f"{slice_path(slice_name)}/{unit}"
     return Place(path=path, unit=unit, slice=slice_name) if systemd else Place(path=path)

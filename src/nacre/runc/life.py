@@ -154,14 +154,21 @@ def describe(record: Record) -> dict[str, Any]:
     return oci_state(record, current_status(record)) | {"rootfs": record.rootfs, "created": created, "owner": "root"}
 
 
-def list_states(root: str) -> list[dict[str, Any]]:
-    """The state of every container below `root`; one that vanishes meanwhile, or has no record yet, is left out."""
+def list_states(root: str, damaged: Callable[[Failure], None] | None = None) -> list[dict[str, Any]]:
+    """The state of every container below `root`; one that vanishes meanwhile, or has no record yet, is left out.
+
+    A damaged record is told to `damaged` and left out too; without that it is raised.
+    """
     states = []
     for identifier in store.identifiers(root):
         try:
             states.append(state(root, identifier))
         except NotFound:
             continue
+        except Failure as failure:
+            if damaged is None:
+                raise
+            damaged(failure)
     return states
 
 
@@ -188,8 +195,8 @@ def oom_kills(root: str, identifier: str) -> int:
 # -- acting on it
 
 
-def update(root: str, identifier: str, resources: Mapping[str, Any]) -> None:
-    """Change limits (OCI linux.resources); what is not named stays."""
+def update(root: str, identifier: str, resources: Mapping[str, Any]) -> list[str]:
+    """Change limits (OCI linux.resources); what is not named stays. Answers warnings of what has no place on this host."""
     from nacre.oci.spec import check_resources
 
     checked = check_resources(resources)
@@ -197,7 +204,7 @@ def update(root: str, identifier: str, resources: Mapping[str, Any]) -> None:
         cgroup = cgroup_of(_living(root, identifier, "update"))
         if cgroup is None:
             raise _no_cgroup("any", f"update container {identifier}")
-        cgroup.apply(checked)
+        return cgroup.apply(checked)
 
 
 def pause(root: str, identifier: str) -> None:

@@ -45,8 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_USAGE + " ".join(sorted(words_of.COMMANDS)))
             return 0 if plain or shared else 1
         command = plain[0]
-        if command in ("checkpoint", "restore"):
-            raise Unsupported(what=f"{command} a container", cause="nacre-runc does not freeze containers to disk")
         if command not in words_of.COMMANDS:
             raise Invalid(what=f"run nacre-runc {command}", cause="there is no such command", remedy="nacre-runc help")
         if command in ("create", "run", "exec"):
@@ -296,7 +294,7 @@ def _resume(call: _Call) -> int:
 
 
 def _list(call: _Call) -> int:
-    states = runc.list_states(call.root)
+    states = runc.list_states(call.root, lambda failure: print(f"nacre-runc: {failure.sentence()}", file=sys.stderr))
     if call.options.get("quiet"):
         print(*(one["id"] for one in states), sep="\n", end="\n" if states else "")
     elif call.options.get("format") == "json":
@@ -328,22 +326,19 @@ def _ps(call: _Call) -> int:
 
 
 def _events(call: _Call) -> int:
-    import select
+    from nacre.linux.pids import signals
+    from nacre.runc import events
 
-    interval = call.options.get("interval", "5s").removesuffix("s")
-    if not interval.replace(".", "", 1).isdigit():
-        raise Invalid(what="read the options", cause=f"--interval is {interval!r}, not seconds")
-    while True:
-        figures = runc.stats(call.root, call.id)
-        data = {
-            "cpu": {"usage": {"total": figures.get("cpu_ns", 0)}},
-            "memory": {"usage": {"usage": figures.get("memory_bytes", 0), "limit": figures.get("memory_limit_bytes", 0)}},
-            "pids": {"current": figures.get("pids", 0)},
-        }
-        print(dumps({"type": "stats", "id": call.id, "data": data}), flush=True)
-        if call.options.get("stats") or runc.state(call.root, call.id)["status"] == "stopped":
-            return 0
-        select.select([], [], [], float(interval))
+    signals.signal(signals.SIGINT, signals.SIG_DFL)  # how a user ends it
+
+    def tell(event: Mapping[str, Any]) -> None:
+        print(dumps(event), flush=True)
+
+    if call.options.get("stats"):
+        tell(events.once(call.root, call.id))
+    else:
+        events.follow(call.root, call.id, words_of.seconds(call.options.get("interval", "5s")), tell)
+    return 0
 
 
 def _update(call: _Call) -> int:
@@ -357,7 +352,8 @@ def _update(call: _Call) -> int:
         else:
             with open(source, "rb") as file:
                 data = file.read()
-        runc.update(call.root, call.id, parse(data, f"read {source}"))
+        for words in runc.update(call.root, call.id, parse(data, f"read {source}")):
+            call.warn(words)
         return 0
     names = {
         "memory": ("memory", "limit"),
@@ -382,7 +378,8 @@ def _update(call: _Call) -> int:
         if option in chosen:
             value = chosen[option]
             resources.setdefault(group, {})[key] = words_of.size(value) if group == "memory" else value
-    runc.update(call.root, call.id, resources)
+    for words in runc.update(call.root, call.id, resources):
+        call.warn(words)
     return 0
 
 

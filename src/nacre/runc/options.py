@@ -197,3 +197,21 @@ def size(word: str) -> int:
         raise Invalid(
             what="read the options", cause=f"{word!r} is no size", remedy="use a number of bytes, or one with k, m or g"
         ) from None
+
+
+def seconds(word: str) -> float:
+    """`5s`, `500ms`, `1m30s`, as Go writes a duration. Raises Invalid, also for no time at all."""
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+    total, digits, unit = 0.0, "", ""
+    for sign in word + "0":
+        if unit and not sign.isalpha():
+            if unit not in units or not (digits.isascii() and digits.replace(".", "", 1).isdecimal()):
+                break
+            total, digits, unit = total + float(digits) * units[unit], "", ""
+        if sign.isalpha():
+            unit += sign
+        else:
+            digits += sign
+    if digits != "0" or not total:
+        raise Invalid(what="read the options", cause=f"{word!r} is no duration", remedy="use one such as 5s, 500ms or 1m30s")
+    return total
