@@ -159,3 +159,10 @@ def test_the_device_program_agrees_with_reading_the_list(rules: list[DeviceRule]
 
 def test_a_network_class_asked_for_on_v2_is_not_dropped() -> None:
     assert [write.controller for write in cgroup_values.v2({"network": {"classID": 7}})] == ["net_cls"]
+
+
+def test_what_v2_has_no_file_for_is_a_write_that_tells() -> None:
+    memory = {"kernel": 1, "kernelTCP": 2, "swappiness": 10, "disableOOMKiller": True}
+    told = {write.told for write in cgroup_values.v2({"memory": memory, "blockIO": {"leafWeight": 10}})}
+    assert told == {"memory.kernel", "memory.kernelTCP", "memory.swappiness", "memory.disableOOMKiller", "blockIO.leafWeight"}
+    assert cgroup_values.v2({"memory": {"disableOOMKiller": False}}) == []

@@ -30,16 +30,17 @@ def inherit_cpuset(directory: str) -> None:
             write(directory, name, read(parent, name).strip())
 
 
-def set_limit(directory: str, limit: Write) -> None:
+def set_limit(directory: str, limit: Write) -> bool:
+    """Whether it is set: an optional one need not be. Raises LimitRefused."""
     for name in limit.files:
         try:
             write(directory, name, limit.value)
-            return
+            return True
         except FileNotFoundError:
             continue
         except OSError as error:
             if limit.optional and error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
-                return
+                return False
             raise LimitRefused(
                 what=f"set {name} to {limit.value!r} in cgroup {directory}",
                 cause=f"write(2): {error.strerror} (errno {error.errno})",
@@ -54,6 +55,7 @@ def set_limit(directory: str, limit: Write) -> None:
             cause=f"this kernel has no {' or '.join(limit.files)} there",
             remedy="boot with swapaccount=1" if "memsw" in limit.files[0] or "swap" in limit.files[0] else "",
         )
+    return False
 
 
 def _usage_evidence(directory: str, name: str) -> tuple[str, ...]:

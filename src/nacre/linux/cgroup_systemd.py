@@ -169,12 +169,12 @@ class ScopeCgroup(Cgroup):
             self._placeholder.end()
             self._placeholder = None
 
-    def apply(self, resources: dict[str, Any]) -> None:
+    def apply(self, resources: dict[str, Any]) -> list[str]:
         named = properties_of(resources, self.layout)
         if named:
             with Systemd() as systemd:
                 systemd.set(self._unit, named)
-        super().apply(resources)
+        return super().apply(resources)
 
     def remove(self) -> None:
         self._leave()
@@ -201,12 +201,12 @@ class SliceCgroup(Cgroup):
                 systemd.set(self._unit, accounting)  # made by an earlier run of ours, or by systemd for something below it
         super().create(limits=limits)
 
-    def apply(self, resources: dict[str, Any]) -> None:
+    def apply(self, resources: dict[str, Any]) -> list[str]:
         named = properties_of(resources, self.layout)
         if named:
             with Systemd() as systemd:
                 systemd.set(self._unit, named)
-        super().apply(resources)
+        return super().apply(resources)
 
     def remove(self) -> None:
         with Systemd() as systemd:

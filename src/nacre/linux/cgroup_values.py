@@ -23,6 +23,7 @@ class Write(Value, kw_only=False):
     files: tuple[str, ...]
     value: str
     optional: bool = False  # a kernel without the file honours it as well as it can: by doing nothing
+    told: str = ""  # the property, if that is not what was asked: a warning says so
 
 
 class DeviceRule(Value, kw_only=False):
@@ -130,7 +131,7 @@ def _v1_memory(memory: Resources) -> list[Write]:
         writes.append(Write("memory", ("memory.soft_limit_in_bytes",), _limit(memory["reservation"], "-1")))
     for key, name in (("kernel", "memory.kmem.limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes")):
         if memory.get(key):
-            writes.append(Write("memory", (name,), _limit(memory[key], "-1"), optional=True))
+            writes.append(Write("memory", (name,), _limit(memory[key], "-1"), optional=True, told=f"memory.{key}"))
     if memory.get("swappiness") is not None:
         writes.append(Write("memory", ("memory.swappiness",), str(memory["swappiness"])))
     if memory.get("disableOOMKiller"):
@@ -160,6 +161,9 @@ def _v2_memory(memory: Resources) -> list[Write]:
         writes.append(Write("memory", ("memory.max",), _limit(limit, "max")))
     if memory.get("reservation"):
         writes.append(Write("memory", ("memory.low",), _limit(memory["reservation"], "max")))
+    for key in ("kernel", "kernelTCP", "swappiness", "disableOOMKiller"):  # v1's alone
+        if memory.get(key):
+            writes.append(Write("memory", (f"memory.{key}",), str(memory[key]), optional=True, told=f"memory.{key}"))
     return writes
 
 
@@ -217,16 +221,18 @@ _THROTTLES = {  # OCI key: (v1 file, v2 word)
 def _v1_block(block: Resources) -> list[Write]:
     writes: list[Write] = []
     if block.get("weight"):
-        writes.append(Write("blkio", ("blkio.weight", "blkio.bfq.weight"), str(block["weight"]), optional=True))
+        writes.append(Write("blkio", ("blkio.weight", "blkio.bfq.weight"), str(block["weight"]), optional=True, told="blockIO.weight"))
     if block.get("leafWeight"):
-        writes.append(Write("blkio", ("blkio.leaf_weight",), str(block["leafWeight"]), optional=True))
+        line = str(block["leafWeight"])
+        writes.append(Write("blkio", ("blkio.leaf_weight",), line, optional=True, told="blockIO.leafWeight"))
     for device in block.get("weightDevice") or []:
         for key, names in (
             ("weight", ("blkio.weight_device", "blkio.bfq.weight_device")),
             ("leafWeight", ("blkio.leaf_weight_device",)),
         ):
             if device.get(key):
-                writes.append(Write("blkio", names, f"{device['major']}:{device['minor']} {device[key]}", optional=True))
+                line = f"{device['major']}:{device['minor']} {device[key]}"
+                writes.append(Write("blkio", names, line, optional=True, told=f"blockIO.weightDevice.{key}"))
     for key, (name, _) in _THROTTLES.items():
         for device in block.get(key) or []:
             writes.append(Write("blkio", (name,), f"{device['major']}:{device['minor']} {device['rate']}"))
@@ -236,11 +242,14 @@ def _v1_block(block: Resources) -> list[Write]:
 def _v2_block(block: Resources) -> list[Write]:
     writes: list[Write] = []
     if block.get("weight"):
-        writes.append(Write("io", ("io.weight", "io.bfq.weight"), f"default {io_weight(block['weight'])}", optional=True))
+        line = f"default {io_weight(block['weight'])}"
+        writes.append(Write("io", ("io.weight", "io.bfq.weight"), line, optional=True, told="blockIO.weight"))
+    if block.get("leafWeight"):
+        writes.append(Write("io", ("io.leaf_weight",), str(block["leafWeight"]), optional=True, told="blockIO.leafWeight"))
     for device in block.get("weightDevice") or []:
         if device.get("weight"):
             line = f"{device['major']}:{device['minor']} {io_weight(device['weight'])}"
-            writes.append(Write("io", ("io.weight", "io.bfq.weight"), line, optional=True))
+            writes.append(Write("io", ("io.weight", "io.bfq.weight"), line, optional=True, told="blockIO.weightDevice.weight"))
     for key, (_, word) in _THROTTLES.items():
         for device in block.get(key) or []:
             rate = device["rate"] or "max"

@@ -178,15 +178,18 @@ class Cgroup:
 
     # -- limits
 
-    def apply(self, resources: dict[str, Any]) -> None:
-        """Set the limits of `resources` (OCI linux.resources) that are given.
+    def apply(self, resources: dict[str, Any]) -> list[str]:
+        """Set the limits of `resources` (OCI linux.resources) that are given; answers warnings of what has no place here.
 
         Raises CgroupMissing for a controller that the host lacks, LimitRefused for a value that the kernel refuses.
         """
+        self._check_before(resources.get("memory") or {})
+        left: list[str] = []
         for write in self._writes(resources):
             hierarchy = self.layout.find(write.controller)
             if hierarchy is None:
                 if write.optional or write.value in ("-1", "max"):
+                    left.append(write.told)
                     continue  # no limit asked, none there
                 raise missing(
                     write.controller, f"set {write.files[0]} to {write.value} for cgroup {self.path}", self.layout.looked
@@ -194,9 +197,21 @@ class Cgroup:
             directory = self.layout.directory(hierarchy, self.path)
             if not os.path.isdir(directory):
                 self._make(hierarchy, directory)
-            files.set_limit(directory, write)
+            if not files.set_limit(directory, write):
+                left.append(write.told)
         if resources.get("devices") is not None:
             self._apply_devices(cgroup_values.device_rules(resources["devices"]))
+        return [f"linux.resources.{told} is left out: the cgroups of this host have no file for it" for told in left if told]
+
+    def _check_before(self, memory: dict[str, Any]) -> None:
+        """memory.checkBeforeUpdate: rather no new limit than one that kills what runs."""
+        limit = memory.get("limit") or 0
+        if memory.get("checkBeforeUpdate") and limit > 0 and (used := self.stats()["memory_bytes"]) > limit:
+            raise LimitRefused(
+                what=f"limit the memory of cgroup {self.path} to {limit} bytes",
+                cause=f"{used} bytes are in use, and memory.checkBeforeUpdate is set",
+                remedy="raise the limit above what is in use, or leave checkBeforeUpdate out",
+            )
 
     def _writes(self, resources: dict[str, Any]) -> list[cgroup_values.Write]:
         if self.layout.mode == "v2":

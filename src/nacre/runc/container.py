@@ -89,8 +89,9 @@ def create(
             host = host.but(seek_program=seek_program)
             mapped = undo.enter_context(ExitStack())
             orders = _orders(record, spec, host, stdio, mapped)
-            make_cgroup(cgroup, spec, undo)
+            left_out = make_cgroup(cgroup, spec, undo)
             child = _launch(record, spec, orders, cgroup, lock, undo)
+            child = child.but(warnings=(*left_out, *child.warnings))
             mapped.close()
             if cgroup is not None:
                 cgroup.settle()
@@ -110,9 +111,10 @@ def _after_failed_hook(error: BaseException | None, record: Record) -> None:
         error.evidence += tuple(told)
 
 
-def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> None:
+def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> list[str]:
+    """Answers warnings."""
     if cgroup is None:
-        return
+        return []
     if holders := cgroup.pids():  # `delete` would kill them with the container's own
         raise cgroups.CgroupBusy(
             what=f"make cgroup {cgroup.path}",
@@ -122,7 +124,7 @@ def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: Ex
     undo.callback(cgroup.undo)
     undo.callback(cgroup.remove)
     cgroup.create()
-    cgroup.apply(spec.get("linux", {}).get("resources", {}))
+    return cgroup.apply(spec.get("linux", {}).get("resources", {}))
 
 
 def _launch(
