@@ -82,6 +82,24 @@ def test_after_any_number_of_versions_exactly_the_last_one_is_shown(
     assert shown == found[-1]
 
 
+def test_with_a_group_too_the_same_files_are_written_once(tmp_path: Path) -> None:
+    path, files = str(tmp_path / "v"), {"a": (b"1", 0o400)}
+    assert write_atomically(path, files, os.getgid())
+    assert not write_atomically(path, files, os.getgid())
+    assert stat.S_IMODE(os.stat(f"{path}/a").st_mode) == 0o440
+
+
+def test_what_a_kill_left_half_done_is_finished_by_the_next_look(tmp_path: Path) -> None:
+    path, files = str(tmp_path / "v"), {"a": (b"1", 0o644)}
+    write_atomically(path, files, None)
+    os.unlink(f"{path}/a")  # killed after the rename, before the links
+    assert not write_atomically(path, files, None)
+    assert contents(path) == {"a": b"1"}
+    os.symlink("..1", f"{path}/..data_tmp")  # killed before the rename
+    assert write_atomically(path, {"b": (b"2", 0o644)}, None)
+    assert contents(path) == {"b": b"2"}
+
+
 def test_a_missing_object_or_key_is_named_unless_it_is_optional(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='configmap "none" not found'):
         prepared(tmp_path, {"name": "v", "configMap": {"name": "none"}})

@@ -2,11 +2,13 @@
 
 ConfigMap, Secret, downward and projected volumes are written atomically: the files lie in a directory `..TIME`, `..data` is a link to
 it that is replaced by rename, each visible name is a link through `..data`. emptyDir is a directory, or a tmpfs with medium Memory. A
-kill leaves at most an unreferenced `..TIME`, taken out by the next write. Teardown unmounts, removes what is ours, and never crosses a mount.
+kill leaves at most an unreferenced `..TIME` and a `..data_tmp`, taken out by the next write, and names that the next look links. Teardown
+unmounts, removes what is ours, and never crosses a mount.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -109,25 +111,28 @@ def unmount_all(base: str) -> None:
 def write_atomically(path: str, files: Mapping[str, tuple[bytes, int]], group: int | None) -> bool:
     """Make directory `path` show exactly `files` (relative name → content, mode), by the ..data link; False: it already did."""
     os.makedirs(path, mode=0o755, exist_ok=True)
-    current = f"{path}/..data"
-    if _shown(current) == {name: (data, mode) for name, (data, mode) in files.items()}:
+    current, shared = f"{path}/..data", 0 if group is None else 0o440
+    files = {name: (data, mode | shared) for name, (data, mode) in files.items()}
+    names = {name.split("/")[0] for name in files}
+    if _shown(current) == files:
+        _link_names(path, names)  # a kill may have come before them
         return False
     fresh = f"..{time.time_ns()}"
     for name, (data, mode) in files.items():
         target = f"{path}/{fresh}/{name}"
         os.makedirs(os.path.dirname(target), exist_ok=True)
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, data) if data else None
-            os.fchmod(fd, mode | (0o440 if group is not None else 0))
+        with open(fd, "wb") as file:  # writes all of it: write(2) on a full disk takes less, and says so the next time only
+            file.write(data)
+            os.fchmod(fd, mode)
             if group is not None:
                 os.fchown(fd, -1, group)
-        finally:
-            os.close(fd)
     os.makedirs(f"{path}/{fresh}", exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}/..data_tmp")  # left by a kill
     os.symlink(fresh, f"{path}/..data_tmp")
     os.rename(f"{path}/..data_tmp", current)
-    _link_names(path, {name.split("/")[0] for name in files})
+    _link_names(path, names)
     for name in os.listdir(path):
         if name.startswith("..") and name not in ("..data", fresh):
             shutil.rmtree(f"{path}/{name}")
