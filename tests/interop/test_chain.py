@@ -181,6 +181,14 @@ def test_logs_are_followed_to_their_end_and_cut_as_asked(node: Node) -> None:
     node.kubectl("delete", "pod", "talker")
 
 
+def test_a_pod_past_its_deadline_fails_and_says_so_once(node: Node) -> None:
+    node.apply(pod("late", BUSYBOX, "sleep", "1000", activeDeadlineSeconds=1, terminationGracePeriodSeconds=1))
+    node.kubectl("wait", "pod/late", "--for=jsonpath={.status.reason}=DeadlineExceeded", "--timeout=30s")
+    assert node.kubectl("get", "pod", "late", "-o", "jsonpath={.status.phase}") == "Failed"
+    assert node.kubectl("events", "--for", "pod/late").count("Pod was active on the node longer than the specified deadline") == 1
+    node.kubectl("delete", "pod", "late")
+
+
 def test_a_follower_that_goes_away_leaves_no_file_open(node: Node) -> None:
     node.apply(pod("silent", BUSYBOX, "sleep", "1000"))
     node.ready("silent")

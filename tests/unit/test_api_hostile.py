@@ -146,3 +146,18 @@ def test_a_whole_surrogate_pair_is_its_letter() -> None:
 def test_json_is_utf_8(data: bytes) -> None:
     with pytest.raises(Refusal, match="json parse error"):
         decode.from_json(data)
+
+
+@pytest.mark.parametrize(
+    "text", [b"a: !!int x", b"a: !!float x", b"a: !!bool x", b"a: !foo x", b'a: "\\ud800"', b"&a [*a]", b"? [a]\n: b", b"<<: 5"]
+)
+def test_yaml_that_is_no_json_is_refused(text: bytes) -> None:
+    with pytest.raises(Refusal, match="error converting YAML to JSON"):
+        decode.from_yaml(text)
+
+
+def test_yaml_is_read_as_kubernetes_reads_it() -> None:
+    text = b"{date: 2020-01-01, clock: 12:30, port: 22:22, octal: 012, yes: on, no: null, quoted: '1', list: [1_000]}"
+    assert decode.from_yaml(text) == {
+        "date": "2020-01-01", "clock": "12:30", "port": "22:22", "octal": 10, "true": True, "false": None, "quoted": "1", "list": [1000],
+    }  # fmt: skip

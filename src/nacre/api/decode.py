@@ -66,7 +66,7 @@ def from_yaml(data: bytes) -> Any:
             return None if node is None else _Builder(loader).build(node, 0)
         finally:
             loader.dispose()
-    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # the middle two: `!!int x`, `!!bool x`
         raise bad_request(f"error converting YAML to JSON: {' '.join(str(error).split())}") from error
 
 
@@ -77,7 +77,7 @@ def _loader() -> Any:
 
 
 class _Builder:
-    """YAML nodes into a JSON tree: scalars by YAML 1.1's rules but dates, which stay strings, as Kubernetes reads them."""
+    """YAML nodes into a JSON tree: scalars by YAML 1.1's rules but dates and base 60, which stay strings, as Kubernetes reads them."""
 
     def __init__(self, loader: Any) -> None:
         self._loader, self._nodes = loader, 0
@@ -91,8 +91,8 @@ class _Builder:
         if node.id == "mapping":
             self._loader.flatten_mapping(node)  # "<<" merges
             return _pairs([(self._key(key), self.build(value, depth + 1)) for key, value in node.value])
-        if node.tag == "tag:yaml.org,2002:timestamp":
-            return node.value
+        if node.tag == "tag:yaml.org,2002:timestamp" or (":" in node.value and not node.style):
+            return node.value  # a date, or what YAML 1.1 takes for base 60
         return self._loader.construct_object(node)
 
     def _key(self, node: Any) -> str:

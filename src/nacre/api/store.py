@@ -327,10 +327,10 @@ class SqliteStore:
                     revision += 1
                     answers.append((item.done, revision))
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # whatever it is, the thread lives on: without it no write would ever be answered
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            cause = f"sqlite: {error}"
+            cause = f"sqlite: {error}" if isinstance(error, sqlite3.Error) else f"{type(error).__name__}: {error}"
             remedy = "free space in the data directory" if "full" in str(error) else ""
             failure = StorageFailed(what="write to the API's storage", cause=cause, remedy=remedy)
             answers, changes, revision = [(item.done, failure) for item in group], [], before

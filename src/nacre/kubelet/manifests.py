@@ -121,8 +121,8 @@ def static_pod(path: str, node: str) -> dict[str, Any]:
         content = file.read()
     what = f"read {path}"
     try:
-        pod = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
+        pod = yaml.load(content, _loader())
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # the middle two: `!!int x`, `!!bool x`
         raise Invalid(what=what, cause=f"it is no YAML: {error}", remedy=f"mend {path}") from error
     if not isinstance(pod, dict) or pod.get("kind") != "Pod" or pod.get("apiVersion") != "v1":
         raise Invalid(what=what, cause="it is no Pod of v1", remedy="one manifest a file: apiVersion: v1, kind: Pod")
@@ -132,6 +132,10 @@ def static_pod(path: str, node: str) -> dict[str, Any]:
     spec = pod.get("spec")
     if not isinstance(spec, dict) or not spec.get("containers"):
         raise Invalid(what=what, cause="spec.containers is missing")
+    for group in ("initContainers", "containers"):
+        for index, one in enumerate(spec.get(group) or []):
+            if not isinstance(one, dict) or not one.get("name") or not one.get("image"):
+                raise Invalid(what=what, cause=f"spec.{group}[{index}] has no name or no image")
     _check_sources(spec, what)
     digest = hashlib.sha256(b"\0".join((node.encode(), os.path.basename(path).encode(), content))).digest()
     uid = str(uuid.UUID(bytes=digest[:16]))
@@ -140,6 +144,17 @@ def static_pod(path: str, node: str) -> dict[str, Any]:
     spec["nodeName"] = node
     pod.pop("status", None)
     return pod
+
+
+def _loader() -> Any:
+    """YAML as Kubernetes reads it: a date is the text that it is."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # one of two, found at run time
+        pass
+
+    Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _loader, node: node.value)
+    return Loader
 
 
 def _check_sources(spec: dict[str, Any], what: str) -> None:

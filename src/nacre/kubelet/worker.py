@@ -259,7 +259,10 @@ class Worker:
             await self._write_status()
 
     async def _out_of_time(self, why: str) -> None:
-        self.life.facts.ended = (why, "Pod was active on the node longer than the specified deadline")
+        words = "Pod was active on the node longer than the specified deadline"
+        if not self.life.facts.ended:
+            self.life.event(why, words)
+        self.life.facts.ended = (why, words)
         if self.life.running():
             await ending.stop_containers(self.life, None)
 
