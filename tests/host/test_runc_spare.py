@@ -232,6 +232,14 @@ def test_what_the_waiting_process_cannot_do_is_told_as_ever(place: Place) -> Non
         made.create(str(place.base / "runc"), "odd", str(place.bundle), rest, stdio=(None, None, None))
 
 
+def test_a_filter_that_asks_an_agent_goes_the_ordinary_way(place: Place) -> None:
+    config = place.document()
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_LOG"}]}
+    assert STOCK.rest(config) is not None
+    config["linux"]["seccomp"]["syscalls"][0]["action"] = "SCMP_ACT_NOTIFY"
+    assert STOCK.rest(config) is None
+
+
 def test_links_of_an_image_lead_nowhere(place: Place) -> None:
     shutil.rmtree(place.bundle / "rootfs/proc")
     (place.bundle / "rootfs/proc").symlink_to("/etc")

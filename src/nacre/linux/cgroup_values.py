@@ -221,7 +221,9 @@ _THROTTLES = {  # OCI key: (v1 file, v2 word)
 def _v1_block(block: Resources) -> list[Write]:
     writes: list[Write] = []
     if block.get("weight"):
-        writes.append(Write("blkio", ("blkio.weight", "blkio.bfq.weight"), str(block["weight"]), optional=True, told="blockIO.weight"))
+        writes.append(
+            Write("blkio", ("blkio.weight", "blkio.bfq.weight"), str(block["weight"]), optional=True, told="blockIO.weight")
+        )
     if block.get("leafWeight"):
         line = str(block["leafWeight"])
         writes.append(Write("blkio", ("blkio.leaf_weight",), line, optional=True, told="blockIO.leafWeight"))

@@ -83,8 +83,10 @@ class Stock(Value):
         kept = {"namespaces": list(_NAMESPACES), "resources": resources}
         if resources.get("devices") == self.devices:
             kept["resources"] = {key: value for key, value in resources.items() if key != "devices"}
-        if linux.get("seccomp"):
-            kept["seccomp"] = linux["seccomp"]
+        if profile := linux.get("seccomp"):
+            if "SCMP_ACT_NOTIFY" in str(profile):
+                return None  # what brings its listener out is loaded on demand, and the waiting process loads nothing any more
+            kept["seccomp"] = profile
         return {**config, "mounts": own, "linux": kept}
 
     def _is_apart(self, mount: Tree) -> bool:
