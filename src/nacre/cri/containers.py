@@ -191,8 +191,8 @@ class Containers:
             raise
         point("cri.start.running")
         current = self._pods.store.containers[record.id]
-        if not current.started_at:
-            await self._pods.store.change(current, started_at=answer["at_ns"])
+        if not current.started_at:  # not waited for: its shim knows, and what ends the shim ends the container
+            self._pods.store.note(current, started_at=answer["at_ns"])
         self._pods.record(sandbox, "cri", "StartContainer", {"container_id": record.id}, time.monotonic_ns() - began)
         self._pods.tell("started", self._pods.store.containers[record.id])
 

@@ -8,6 +8,7 @@ two commits leaves the last committed state; `recover` compares it with what liv
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import sqlite3
 import threading
@@ -63,6 +64,8 @@ class StoreFailed(Failure):
     """What a client is to be told could not be kept."""
 
 
+log = logging.getLogger("nacre.cri")
+_INSERT = "INSERT OR REPLACE INTO object VALUES (?, ?, ?)"
 Record = SandboxRecord | ContainerRecord
 Found = TypeVar("Found", SandboxRecord, ContainerRecord)
 _KINDS: dict[str, type[SandboxRecord] | type[ContainerRecord]] = {"sandbox": SandboxRecord, "container": ContainerRecord}
@@ -118,11 +121,22 @@ class Store:
         table[record.id] = record
         data = msgspec.json.encode(asdict(record))
         try:
-            await self._submit("INSERT OR REPLACE INTO object VALUES (?, ?, ?)", (_kind(record), record.id, data))
+            await self._submit(_INSERT, (_kind(record), record.id, data))
         except StoreFailed:
             if former is None:
                 table.pop(record.id, None)  # a new one was not told to anybody; of a known one memory has the truth
             raise
+
+    def note(self, record: Record, **facts: Any) -> None:
+        """`change` that nobody waits for: memory has it, the next commit takes it along, and a disk that refuses it is logged."""
+        changed = replace(record, **facts)
+        self._table(changed)[changed.id] = changed
+        future = self._enqueue(_INSERT, (_kind(changed), changed.id, msgspec.json.encode(asdict(changed))))
+        future.add_done_callback(self._noted)
+
+    def _noted(self, future: asyncio.Future[None]) -> None:
+        if error := future.exception():
+            log.error("keep what pods and containers are in %s: %s", self._path, error)
 
     async def change(self, record: Record, **facts: Any) -> None:
         await self.put(replace(record, **facts))
@@ -152,11 +166,14 @@ class Store:
         known = self.sandboxes.get(holder) or self.containers.get(holder)
         return "" if known else ", which is still being made"
 
-    async def _submit(self, statement: str, values: tuple[Any, ...]) -> None:
+    def _enqueue(self, statement: str, values: tuple[Any, ...]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
         self._work.put((statement, values, future))
+        return future
+
+    async def _submit(self, statement: str, values: tuple[Any, ...]) -> None:
         try:
-            await future
+            await self._enqueue(statement, values)
         except sqlite3.Error as error:
             raise StoreFailed(
                 what=f"keep what pods and containers are in {self._path}",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
 
 from nacre.linux.libc import SyscallError, syscall
 from nacre.linux.process import Prctl, prctl
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # fmt: off
 NAMES: tuple[str, ...] = (
@@ -73,13 +76,19 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     syscall("capset", ctypes.byref(header), ctypes.byref(data))
 
 
+_last = -1
+
+
 def last() -> int:
-    """The highest capability number of this kernel."""
-    try:
-        with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
-            return int(file.read())
-    except OSError:
-        return len(NAMES) - 1
+    """The highest capability number of this kernel; asked for once."""
+    global _last
+    if _last < 0:
+        try:
+            with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+                _last = int(file.read())
+        except OSError:
+            _last = len(NAMES) - 1
+    return _last
 
 
 def bound(keep: int, highest: int) -> None:

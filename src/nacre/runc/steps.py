@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
 
 from nacre.linux import cgroup_layout, mounts, paths
 from nacre.linux.libc import SyscallError, owned
@@ -24,6 +23,7 @@ from nacre.runc.mount_options import Options
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
 
     class Step(Protocol):
@@ -212,18 +212,28 @@ class MountCgroups(Value, kw_only=False):
             return
         with owned(paths.make_directories_in(context.root, self.destination)) as target:
             mounts.mount("tmpfs", paths.magic(target), "tmpfs", self.options.flags & ~MountFlag.RDONLY, "mode=755")
-        made: set[str] = set()
-        for name, directory in self.directories:
-            place = f"{self.destination}/{name}"
-            BindMount(place, directory, plain).run(context)
-            for alias in name.split(","):
-                if alias != name and alias not in made:
-                    with owned(paths.open_in(context.root, self.destination)) as top:
+        with owned(paths.open_in(context.root, self.destination)) as top:
+            made: set[str] = set()
+            for name, directory in self.directories:
+                self._show(directory, name, top, plain)
+                for alias in name.split(","):
+                    if alias != name and alias not in made:
                         os.symlink(name, alias, dir_fd=top)
-            made.add(name)
-        if self.options.flags & MountFlag.RDONLY:
-            with owned(paths.open_in(context.root, self.destination)) as top:
+                made.add(name)
+            if self.options.flags & MountFlag.RDONLY:
                 mounts.mount_setattr(top, attr_set=MountAttr.RDONLY)
+
+    @staticmethod
+    def _show(directory: str, name: str, top: int, options: Options) -> None:
+        """As `BindMount`, without its walks from the root: what is on our own tmpfs nobody else has made."""
+        os.mkdir(name, 0o755, dir_fd=top)
+        with (
+            owned(mounts.bind_tree(directory, recursive=True)) as tree,
+            owned(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)) as target,
+        ):
+            set_attributes(tree, options)
+            mounts.move_mount(tree, target)
+            _propagate(tree, options)
 
 
 class MakeDevice(Value, kw_only=False):

@@ -7,7 +7,6 @@ holds no keys: the only things it keeps for its children are descriptors that th
 from __future__ import annotations
 
 import gc
-import linecache
 import os
 import signal
 import socket
@@ -42,11 +41,7 @@ def main() -> None:
 
 
 def _prime() -> None:
-    """What a fork must not do for the first time: source lines for tracebacks, then everything out of the collector's sight."""
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if path and "nacre" in path:
-            linecache.getlines(path)
+    """What a fork must not do for the first time, then everything out of the collector's sight."""
     host_layout()
     gc.collect()
     gc.freeze()
