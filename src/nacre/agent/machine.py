@@ -48,15 +48,20 @@ def identify(wanted: Identify) -> None:
     _write("/etc/machine-id", wanted.machine_id + "\n")
 
 
-_configured: list[links.Link] = []  # the one besides lo, as it was left: a guest's devices are there before its template is saved
+_configured: list[
+    tuple[links.Link, list[str]]
+] = []  # the one besides lo as it was left: it is there before the template is saved
 
 
 def configure_network(wanted: Network) -> None:
-    """The one link besides lo gets name, MAC, addresses, routes: one exchange with the kernel, as the rehearsal has looked for it."""
+    """The one link besides lo gets name, MAC, addresses, routes, and loses what it was given before.
+
+    One exchange with the kernel, as the rehearsal has looked for the link.
+    """
     with NetlinkSocket() as sock:
-        link = _configured.pop() if _configured else _only_link(sock)
-        sock.transact(*_link_requests(link, wanted))
-    _configured.append(replace(link, name=wanted.interface, up=True))
+        link, former = _configured.pop() if _configured else (_only_link(sock), [])
+        sock.transact(*_link_requests(link, former, wanted))
+    _configured.append((replace(link, name=wanted.interface, up=True), wanted.addresses))
     _write("/etc/resolv.conf", "".join(line + "\n" for line in wanted.dns))
 
 
@@ -70,12 +75,13 @@ def _only_link(sock: NetlinkSocket) -> links.Link:
     return others[0]
 
 
-def _link_requests(link: links.Link, wanted: Network) -> list[Request]:
+def _link_requests(link: links.Link, former: list[str], wanted: Network) -> list[Request]:
     """In the order in which the kernel takes them: a link that is up keeps its name, one that is down has no routes."""
     changed: dict[str, Any] = {"mac": wanted.mac} if wanted.mac else {}
     if link.name != wanted.interface:
         changed["name"] = wanted.interface
     requests = [rt.set_link(link.index, link.name, up=False)] if link.up else []
+    requests += [rt.address(link.index, address, delete=True) for address in former]
     requests.append(rt.set_link(link.index, link.name, mtu=wanted.mtu, **changed))
     requests += [rt.address(link.index, address) for address in wanted.addresses]
     requests.append(rt.set_link(link.index, wanted.interface, up=True))

@@ -113,7 +113,10 @@ class Agent:
     def say(self, event: Any) -> None:
         """Send an event."""
         if isinstance(event, p.Exit) and event.container == warm.NAME:
-            self._warmed(event)
+            if event.exec_id and not event.code:
+                self.containers.start(p.Start(container=warm.NAME))
+            else:
+                self._warmed(event)
             return
         if isinstance(event, p.Log):
             print(f"nacre-agent: {event.text}", flush=True)
@@ -208,14 +211,15 @@ class Agent:
         self._looking = False
         self._plugged_in()
 
-    def _warm(self, _wanted: p.Warm) -> None:
+    def _warm(self, wanted: p.Warm) -> None:
         self._warming = self._serving
         drives.known()
         self._filling = not self.containers.spares  # else this is a clone of a template that has them
         if self._filling:
             self.containers.spares.fill()
-        self.containers.create(warm.request())
-        self.containers.start(p.Start(container=warm.NAME))
+        request = warm.request(p.Root(drive=wanted.drive, uuid=wanted.uuid))
+        self.containers.create(request)
+        self.containers.execute(p.Execute(container=warm.NAME, exec_id=warm.NAME, process=request.config["process"]))
 
     def _warmed(self, event: p.Exit) -> None:
         """The throw-away container has ended: sweep it, and answer."""
@@ -225,8 +229,7 @@ class Agent:
             self.containers.spares.fill()
         gc.collect()
         gc.freeze()
-        if self._filling:
-            process.own_memory()
+        process.own_memory()
         if number is None:
             return
         if event.code:

@@ -258,7 +258,13 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
-    """Run the throw-away container once, so that clones (of a template) or this member (of a pool) need not learn how."""
+    """Run the throw-away container once, so that clones (of a template) or this member (of a pool) need not learn how.
+
+    With a `drive` it stands on that, as a pod's do, else on the guest's own root.
+    """
+
+    drive: str = ""
+    uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The throw-away container: runs once in a template or a pool member, so that code is translated and modules are loaded before a pod comes.
 
-It sees the guest's own root and carries nothing of any pod.
+It carries nothing of any pod: its files are such as every guest has.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from nacre.agent import protocol as p
 from nacre.oci import stock
 
 NAME = "nacre-warm"
-_BOUND = f"{boot.MODULES}/order"  # a file that every guest has, mounted as a pod's own files are
+_PROGRAM = "/program"
 _CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_KILL"]
 _LOADERS = ("/usr/lib64/ld-linux-x86-64.so.2", "/usr/lib/ld-linux-aarch64.so.1")
 
 
-def program() -> list[str]:
-    """Something that the guest has and that ends at once: the dynamic loader, asked for its version."""
-    return [next((path for path in _LOADERS if os.path.exists(path)), _LOADERS[0]), "--version"]
+def _loader() -> str:
+    """Something that the guest has, needs no other file and ends at once when it is asked for its version."""
+    return next((path for path in _LOADERS if os.path.exists(path)), _LOADERS[0])
 
 
-def request() -> p.Create:
+def request(root: p.Root) -> p.Create:
     """A container like a pod's: every namespace that one gets, its mounts, capabilities, limits."""
     config: dict[str, Any] = {
         "ociVersion": "1.2.0",
-        "root": {"path": "rootfs", "readonly": True},
+        "root": {"path": "rootfs", "readonly": False},
         "process": {
-            "args": program(),
+            "args": [_PROGRAM, "--version"],
             "env": ["PATH=/usr/bin"],
             "cwd": "/",
             "user": {"uid": 65534, "gid": 65534},
@@ -39,8 +39,9 @@ def request() -> p.Create:
         },
         "mounts": [
             *stock.mounts(),
-            {"destination": "/dev/shm", "type": "bind", "source": "/run/nacre/shm", "options": ["rbind", "rprivate", "rw"]},
-            {"destination": _BOUND, "type": "bind", "source": _BOUND, "options": ["rbind", "rprivate", "rw"]},
+            _bind("/dev/shm", f"{boot.RUN}/shm"),
+            *(_bind(target, boot.MODULES + "/order") for target in ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")),
+            _bind(_PROGRAM, _loader()),
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("mount", "pid", "cgroup")],
@@ -49,4 +50,8 @@ def request() -> p.Create:
             "readonlyPaths": list(stock.READONLY),
         },
     }
-    return p.Create(container=NAME, config=config, root=p.Root(drive="", uuid=""))
+    return p.Create(container=NAME, config=config, root=root)
+
+
+def _bind(target: str, source: str) -> dict[str, Any]:
+    return {"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]}

@@ -2,6 +2,8 @@
 
 `Vm.boot` and `Vm.clone` start one; whoever does owns it and calls `close`, which ends it. When it ends by itself `on_death` is told
 why, once, with the evidence; calls under way raise the same failure.
+
+Every limit here is multiplied by `patience` (config.toml's): what it is on a usual host, times how much slower this one is.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacre.agent import protocol
-from nacre.kata import machine, process
+from nacre.kata import blank_image, machine, process
 from nacre.kata.channel import Agent, AgentGone, AgentSilent
 from nacre.kata.machine import Boot, Shape, Wires
 from nacre.kata.qmp import Qmp, QmpBroken
@@ -30,6 +32,9 @@ WARM_S = 60.0
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}  # RAM that lies in a shared file is not part of the stream
 CODE_SHARE = 0.75
 _PANIC = "Kernel panic"
+_REHEARSED_LINK = protocol.Network(  # of documentation's addresses (RFC 5737), gone again before anybody is given a VM
+    mac=machine.TEMPLATE_MAC, addresses=["192.0.2.2/24"], gateway="192.0.2.1", dns=["nameserver 192.0.2.1"]
+)
 
 
 class VMCrashed(Failure):
@@ -85,8 +90,8 @@ def check_room(jit: str) -> None:
 class Vm:
     """See the module. `on_event` gets the agent's events (protocol.Exit, Log, Lost)."""
 
-    def __init__(self, loop: Watcher, shape: Shape, on_event: Callable[[Any], None]) -> None:
-        self.shape = shape
+    def __init__(self, loop: Watcher, shape: Shape, on_event: Callable[[Any], None], patience: int = 1) -> None:
+        self.shape, self.patience = shape, patience
         self.watches = Watches(loop)
         self.line: list[str] = []
         self.pid = 0
@@ -133,16 +138,16 @@ class Vm:
         self._running, self.pid = running, running.pid
         self.console = Lines(running.console.detach(), self.watches, place.console_file)
         self.errors = Lines(running.errors, self.watches)
-        self.qmp = Qmp(running.qmp, self._qmp_event)
+        self.qmp = Qmp(running.qmp, self._qmp_event, self.patience)
         self.watches.watch(self.qmp.fileno(), self._qmp_readable)
         self.agent = Agent(running.agent, self.watches, self._on_event)
 
     def _greet(self, what: str, patience_s: float) -> protocol.Greeting:
         try:
-            return self.agent.begin(patience_s)
+            return self.agent.begin(patience_s * self.patience)
         except AgentSilent as silent:
-            cause = f"its agent did not answer within {patience_s:.0f} s"
-            raise AgentSilent(what=what, cause=cause, evidence=self.evidence()) from silent
+            silent.what, silent.evidence = what, self.evidence()
+            raise
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -171,18 +176,26 @@ class Vm:
         """Of what `ask` returned."""
         try:
             with self._explained(f"{asked[1]} in the guest"):
-                return self.agent.answer(asked, timeout_s)
+                return self.agent.answer(asked, timeout_s * self.patience)
         except AgentSilent as silent:
             silent.evidence = self.evidence()
             raise
 
     def rehearse(self) -> None:
         """What every pod will ask, with nothing of a pod in it: the guest loads the code for it, and QEMU translates it."""
+        files = protocol.Files(name="rehearsal", files=[protocol.File(path="file", content=b"\n")])
         self.call(
             protocol.Identify(entropy=os.urandom(64), now_ns=time.time_ns(), hostname="nacre", machine_id=os.urandom(16).hex())
         )
+        self.call(protocol.Sandbox(hostname="nacre"))
+        self.call(_REHEARSED_LINK)
+        self.call(files)
+        with owned(blank_image.opened()) as image:
+            self.insert(0, image)
+        self.call(protocol.Warm(drive=machine.slot_name(0), uuid=blank_image.UUID), WARM_S)
+        self.eject(0)
+        self.call(protocol.RemoveVolume(name=files.name))
         self.call(protocol.Network())
-        self.call(protocol.Warm(), WARM_S)
 
     def grow(self, hot_bytes: int) -> None:
         """Offer the guest so much memory beyond what it booted with; it takes it in its own time (protocol.Machine waits)."""
