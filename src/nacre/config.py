@@ -48,6 +48,7 @@ class Config:
     cni_bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     insecure_registries: tuple[str, ...] = ()  # host:port spoken to in plain http; loopback ones always may be tried so
     cgroup_driver: str = "cgroupfs"  # or systemd, where it is the init
+    patience: int = 1  # how many times as long as usual shims and virtual machines are waited for: for a slow or emulated host
     handlers: dict[str, HandlerConfig] = field(default_factory=dict)
     kata: KataConfig = field(default_factory=KataConfig)
     pods_per_shim: int = 16  # of handler runc; what one killed shim takes with it. 1: each pod has its own, of 4 MB
@@ -145,6 +146,8 @@ def load(prefix: str | None = None) -> Config:
         raise Invalid(what=f"read {path}", cause=f"cgroup_driver is {config.cgroup_driver!r}", remedy="use cgroupfs or systemd")
     if config.pods_per_shim < 1:
         raise Invalid(what=f"read {path}", cause=f"pods_per_shim is {config.pods_per_shim}", remedy="1 gives each pod its own")
+    if config.patience < 1:
+        raise Invalid(what=f"read {path}", cause=f"patience is {config.patience}", remedy="1 is the usual one")
     return config
 
 

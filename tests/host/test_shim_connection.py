@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -36,6 +37,18 @@ async def test_a_shim_that_does_not_answer_is_named_with_the_act_and_what_it_doe
             await made.ask("kill", container="c")
     assert str(caught.value) == "ask the shim of a test to kill: it has not answered for 0 s"
     assert caught.value.evidence == ("pid 1 (nacre-shim) is in state D, waits in nfs",)
+
+
+async def test_where_more_patience_is_set_an_answer_may_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shims, "DEADLINE_S", 0.1)
+    async with connected() as (made, theirs):
+        made.patience = 300
+        asking = asyncio.create_task(made.ask("kill", container="c"))
+        asked = await asyncio.to_thread(theirs.recv, 65536)
+        done, _waiting = await asyncio.wait({asking}, timeout=0.3)
+        assert not done, "its time is not over"
+        theirs.send(json.dumps({"id": json.loads(asked)["id"], "result": {}}).encode())
+        assert await asking == ({}, [])
 
 
 async def test_our_deadlines_end_before_a_kubelets() -> None:

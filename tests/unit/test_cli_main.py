@@ -39,11 +39,14 @@ def test_a_mistyped_configuration_key_is_named_with_its_file(prefix: Path, capsy
     assert "unknown key api_prt" in said
 
 
-def test_a_shim_for_no_pod_is_refused_with_the_file(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("key", ["pods_per_shim", "patience"])
+def test_a_shim_for_no_pod_and_no_patience_are_refused_with_the_file(
+    prefix: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
     (prefix / "etc/nacre").mkdir(parents=True)
-    (prefix / "etc/nacre/config.toml").write_text("pods_per_shim = 0\n")
+    (prefix / "etc/nacre/config.toml").write_text(f"{key} = 0\n")
     assert main.run(["status"]) == 1
-    assert "pods_per_shim is 0" in capsys.readouterr().err
+    assert f"{key} is 0" in capsys.readouterr().err
 
 
 def test_status_of_a_node_that_is_down_says_so_and_how_to_start_it(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacre.kata.qmp import LINE_LIMIT, Codec, Qmp, QmpBroken, QmpRefused
+from nacre.kata.qmp import LINE_LIMIT, Codec, Qmp, QmpBroken, QmpRefused, QmpSilent
 
 MESSAGES = st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=20), st.none()), max_size=4)
 
@@ -75,6 +75,17 @@ def test_a_refusal_carries_qemus_words(ends: Any) -> None:
     theirs.sendall(b'{"error": {"class": "GenericError", "desc": "no such device"}, "id": 1}\n')
     with pytest.raises(QmpRefused, match="no such device"):
         qmp.answer(asked)
+
+
+def test_a_qemu_that_lives_and_says_nothing_is_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nacre.kata.qmp.DEADLINE_S", 0.01)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        qmp = Qmp(ours, lambda _name, _data: None, patience=3)
+        with pytest.raises(QmpSilent) as caught:
+            qmp.execute("qmp_capabilities")
+        qmp.close()
+    assert caught.value.cause == "no answer within 0.03 s" and "patience" in caught.value.remedy
 
 
 def test_a_closed_socket_and_foreign_bytes_end_the_conversation(ends: Any) -> None:

@@ -84,6 +84,7 @@ class Pods:
             lambda: busy_with(self.directory(sandbox)),
             roomy(self.connections.values(), self.config.pods_per_shim) if kind == "runc" else None,
         )
+        made.patience = self.config.patience
         self.connections[sandbox] = made
         return made
 
@@ -95,6 +96,7 @@ class Pods:
             lambda: self._closed(sandbox),
             lambda: busy_with(self.directory(sandbox)),
         )
+        made.patience = self.config.patience
         self.connections[sandbox] = made
         return made
 

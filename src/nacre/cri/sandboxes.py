@@ -214,6 +214,7 @@ def settings(pods: Pods, handler: str) -> dict[str, Any]:
         "data": config.data,
         "state": config.state,
         "cgroup_root": config.cgroup_root,
+        "patience": config.patience,
     }
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from nacre.kata.waiting import PATIENCE
 from nacre.linux import memfd, process
 from nacre.linux.libc import owned
 from nacre.oci.errors import Failure, Invalid, decode
@@ -61,6 +62,7 @@ class Connection:
         self.closed = False
         self.shared = 0  # pid of a shim that may be given further pods: of handler runc, and forked for us, so of our own code
         self._slow = False
+        self.patience = 1  # what its deadlines are multiplied by
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._readable)
 
@@ -76,9 +78,10 @@ class Connection:
         number = next(self._numbers)
         future: asyncio.Future[tuple[dict[str, Any], list[int]]] = self._loop.create_future()
         self._waiting[number] = future
+        limit_s = DEADLINES_S.get(op, DEADLINE_S) * self.patience
         try:
             await self._send({"id": number, "op": op} | request, descriptors)
-            async with asyncio.timeout(DEADLINES_S.get(op, DEADLINE_S)):
+            async with asyncio.timeout(limit_s):
                 return await future
         except (BrokenPipeError, ConnectionResetError):
             self.close()
@@ -87,8 +90,9 @@ class Connection:
             raise Invalid(what=f"ask {self._who} to {op.replace('_', ' ')}", cause=str(error)) from error
         except TimeoutError:
             self._slow = True
-            cause = f"it has not answered for {DEADLINES_S.get(op, DEADLINE_S):.0f} s"
-            raise ShimSlow(what=f"ask {self._who} to {op.replace('_', ' ')}", cause=cause, evidence=self._evidence()) from None
+            cause = f"it has not answered for {limit_s:.0f} s"
+            what = f"ask {self._who} to {op.replace('_', ' ')}"
+            raise ShimSlow(what=what, cause=cause, evidence=self._evidence(), remedy=PATIENCE) from None
         finally:
             self._waiting.pop(number, None)
 

@@ -77,15 +77,17 @@ def _remembered(config: Config) -> Accelerator:
 
 
 def _trial(config: Config, boot: Boot) -> Accelerator:
-    """Boot the guest under KVM until its agent answers, or for TRIAL_S seconds."""
+    """Boot the guest under KVM until its agent answers, or for TRIAL_S seconds, times the patience."""
     shape = planning.shape(config.kata, "kvm")
     ram = os.memfd_create("nacre-trial", os.MFD_CLOEXEC)
-    vm = Vm(Nobody(), shape, _nothing)
+    vm = Vm(Nobody(), shape, _nothing, config.patience)
     try:
         os.ftruncate(ram, shape.ram_bytes)
         greeting = vm.boot(boot, ram, Place(), shared=False, patience_s=TRIAL_S)
         return Accelerator(name="kvm", reason=f"a guest with Linux {greeting.kernel} booted under it")
     except Failure as failure:
+        if not vm.pid:
+            raise  # QEMU never ran, for a reason of the host's: nothing is known of KVM, and nothing is kept
         reason = f"emulation, as a guest under KVM did not boot: {failure.cause}"
         return Accelerator(name="tcg", reason=reason, evidence=failure.evidence)
     finally:

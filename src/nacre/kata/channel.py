@@ -14,7 +14,7 @@ from typing import Any
 
 from nacre.agent import frames, protocol
 from nacre.agent.frames import BrokenChannel, Channel
-from nacre.kata.waiting import Watches
+from nacre.kata.waiting import PATIENCE, Watches
 from nacre.oci.errors import Failure, decode
 
 _METHOD_OF = {parameters: (name, result) for name, (parameters, result) in protocol.METHODS.items()}
@@ -68,7 +68,7 @@ class Agent:
                 raise AgentSilent(
                     what=f"{method} in the guest",
                     cause=f"its agent did not answer within {timeout_s:.0f} s",
-                    remedy="see the guest's last console lines",
+                    remedy=PATIENCE,
                 )
             answer = self._answers[number]
         finally:

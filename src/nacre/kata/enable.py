@@ -109,7 +109,7 @@ def weigh(config: Config, found: Plan, file: str | None) -> Weight:
         group.create()
         undo.callback(group.remove)
         gates = group.gates()
-        vm = Vm(Nobody(), found.shape, _nothing)
+        vm = Vm(Nobody(), found.shape, _nothing, config.patience)
         undo.callback(vm.end)
         try:
             start_s = _start(vm, found, file, Place(gates=gates))

@@ -51,6 +51,7 @@ class KataHandler:
         self._exits: list[protocol.Exit] = []
         self._wake = -1  # an eventfd: exits are told outside of whatever call heard of them
         self._early: list[tuple[tuple[int, str, type | None], Any, int]] = []  # asked, its request, since when
+        self._patience = 1
         self._hot_bytes = 0
         self._growing: tuple[int, str, type | None] | None = None
         self.start_kind = ""  # how the VM came to be: "clone", or "cold start because …"
@@ -104,6 +105,7 @@ class KataHandler:
     def _start(self, settings: dict[str, Any], console: str) -> None:
         """A clone of the template where there is one, else a cold boot; which and why is told."""
         assert self._group is not None
+        self._patience = settings.get("patience", 1)
         self._group.create()
         gates = self._group.gates()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -139,7 +141,7 @@ class KataHandler:
         self._mine()
 
     def _machine(self, found: plan.Plan) -> Vm:
-        made = Vm(self._host, found.shape, self._event)
+        made = Vm(self._host, found.shape, self._event, self._patience)
         made.on_death = self._died
         return made
 
@@ -179,7 +181,7 @@ class KataHandler:
             self._hot_bytes = hot_bytes
         if cpus > 1:
             self.vm.add_cpus(cpus)
-        self._growing = self.vm.ask(protocol.Machine(memory_bytes=self._hot_bytes, cpus=cpus, wait_s=GROW_S))
+        self._growing = self.vm.ask(protocol.Machine(memory_bytes=self._hot_bytes, cpus=cpus, wait_s=GROW_S * self._patience))
 
     def _grown(self) -> None:
         """The memory that was asked for is there. Raises the agent's Failure when the guest could not take it."""

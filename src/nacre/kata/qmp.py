@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nacre.kata.waiting import PATIENCE
 from nacre.oci.errors import Failure
 
 LINE_LIMIT = 256 * 1024  # bytes; QEMU's longest answer here (query-block of a full VM) is some 10 KiB
@@ -27,7 +28,11 @@ class QmpRefused(Failure):
 
 
 class QmpBroken(Failure):
-    """QEMU's control socket closed, stayed silent too long, or said what is no QMP."""
+    """QEMU's control socket closed, or said what is no QMP."""
+
+
+class QmpSilent(Failure):
+    """QEMU lives and did not answer a command in time."""
 
 
 class Codec:
@@ -66,8 +71,8 @@ def encode(command: str, arguments: dict[str, Any], number: int) -> bytes:
 class Qmp:
     """One conversation. Owns the socket. Events go to `on_event(name, data)`, in order, from whichever call reads them."""
 
-    def __init__(self, sock: socket.socket, on_event: Callable[[str, dict[str, Any]], None]) -> None:
-        self._socket, self._on_event = sock, on_event
+    def __init__(self, sock: socket.socket, on_event: Callable[[str, dict[str, Any]], None], patience: int = 1) -> None:
+        self._socket, self._on_event, self._deadline_s = sock, on_event, DEADLINE_S * patience
         self._codec = Codec()
         self._numbers = itertools.count(1)
         self._answers: dict[int, dict[str, Any]] = {}
@@ -78,7 +83,7 @@ class Qmp:
         return self._socket.fileno()
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None, descriptors: Sequence[int] = ()) -> Any:
-        """Its return value. Raises QmpRefused with QEMU's words, QmpBroken."""
+        """Its return value. Raises QmpRefused with QEMU's words, QmpSilent, QmpBroken."""
         return self.answer(self.send(command, arguments or {}, descriptors))
 
     def send(self, command: str, arguments: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[int, str]:
@@ -96,13 +101,14 @@ class Qmp:
 
     def answer(self, asked: tuple[int, str]) -> Any:
         number, command = asked
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + self._deadline_s
         try:
             while number not in self._answers:
                 if self.closed:
                     raise self._broken(command, "the socket is closed: QEMU has ended")
                 if not select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                    raise self._broken(command, f"no answer within {DEADLINE_S:.0f} s")
+                    cause = f"no answer within {self._deadline_s:g} s"
+                    raise QmpSilent(what=f"ask QEMU to {command}", cause=cause, remedy=PATIENCE)
                 self.readable()
             message = self._answers.pop(number)
         finally:

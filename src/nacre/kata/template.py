@@ -26,7 +26,7 @@ from nacre.agent import protocol
 from nacre.kata import plan as plans
 from nacre.kata.plan import Plan
 from nacre.kata.vm import IGNORE_SHARED, Place, Vm
-from nacre.kata.waiting import Nobody
+from nacre.kata.waiting import PATIENCE, Nobody
 from nacre.linux import memfd
 from nacre.linux.libc import owned
 from nacre.oci.errors import Failure
@@ -78,7 +78,7 @@ def ensure(config: Any, progress: Progress) -> str | None:
     reason = _why_rebuild(path)
     if reason:
         progress(f"building the template: {reason}")
-        build(plan, path, progress)
+        build(plan, path, progress, config.patience)
     for name in os.listdir(home):
         if name != key:
             os.unlink(f"{home}/{name}")
@@ -97,7 +97,7 @@ def _why_rebuild(path: str) -> str:
     return f"it is {age / 3600:.0f} hours old" if not 0 <= age < MAX_AGE_S else ""
 
 
-def build(plan: Plan, path: str, progress: Progress) -> None:
+def build(plan: Plan, path: str, progress: Progress, patience: int = 1) -> None:
     """Boot a guest, warm it, save it as `path`."""
     fresh = f"{path}.{os.getpid()}.new"
     with ExitStack() as undo:
@@ -106,7 +106,7 @@ def build(plan: Plan, path: str, progress: Progress) -> None:
         os.ftruncate(ram, plan.shape.ram_bytes)
         state = os.memfd_create("nacre-template-state", os.MFD_CLOEXEC)
         undo.callback(os.close, state)
-        vm = Vm(Nobody(), plan.shape, lambda event: _say(event, progress))
+        vm = Vm(Nobody(), plan.shape, lambda event: _say(event, progress), patience)
         undo.callback(vm.end)
         began = time.monotonic()
         greeting = vm.boot(plan.boot, ram, Place(), shared=True)
@@ -138,12 +138,14 @@ def _save(vm: Vm, state: int) -> None:
     qmp.execute("migrate-set-capabilities", {"capabilities": [IGNORE_SHARED, {"capability": "events", "state": True}]})
     qmp.execute("getfd", {"fdname": "state"}, (state,))
     qmp.execute("migrate", {"uri": "fd:state"})
-    if not vm.watches.wait(lambda: vm.migration in ("completed", "failed"), SAVE_S) or vm.migration != "completed":
+    limit_s = SAVE_S * vm.patience
+    if not vm.watches.wait(lambda: vm.migration in ("completed", "failed"), limit_s) or vm.migration != "completed":
         shown = qmp.execute("query-migrate")
         raise Failure(
             what="save the template",
-            cause=str(shown.get("error-desc", f"QEMU's migration is {shown.get('status')} after {SAVE_S:.0f} s")),
+            cause=str(shown.get("error-desc", f"QEMU's migration is {shown.get('status')} after {limit_s:.0f} s")),
             evidence=vm.evidence(),
+            remedy="" if "error-desc" in shown else PATIENCE,
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 Callback = Callable[[], None]
+PATIENCE = "where it goes on, only slowly, raise patience in nacre's config.toml"  # the remedy of all that took too long
 
 
 class Watcher(Protocol):

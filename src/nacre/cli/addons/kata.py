@@ -127,7 +127,7 @@ def prove(config: Config) -> str:
     forget(config)
     cluster.call(config, "create the proof pod", begin)
     try:
-        ended = cluster.wait_pod(config, "default", PROOF, _ended, PROOF_LIMIT_S)
+        ended = cluster.wait_pod(config, "default", PROOF, _ended, PROOF_LIMIT_S * config.patience)
         return _kernel(config, ended)
     finally:
         forget(config)
