@@ -76,6 +76,7 @@ class Record(Value):
     selinux: str = ""
     personality: str = ""
     memory_policy: dict[str, Any] = {}  # linux.memoryPolicy
+    resctrl: dict[str, str] = {}  # where its processes go and what to remove (runc.resctrl)
 
     @property
     def directory(self) -> str:

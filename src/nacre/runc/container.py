@@ -73,6 +73,7 @@ def create(
     layout = layout or (rootless.usable(cgroups.discover(), spec) if use_cgroups else cgroups.Layout(hierarchies=()))
     terminal = tty or spec["process"].get("terminal", False)
     record = first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
+    classes = _classes_of_service(spec)
     with ExitStack() as undo:
         undo.push(lambda _kind, error, _trace: _after_failed_hook(error, record))  # first, so that it is done last
         lock = store.reserve(root, identifier)
@@ -90,6 +91,10 @@ def create(
             mapped = undo.enter_context(ExitStack())
             orders = _orders(record, spec, host, stdio, mapped)
             left_out = make_cgroup(cgroup, spec, undo)
+            if classes:
+                from nacre.runc import resctrl
+
+                record = record.but(resctrl=resctrl.prepare(spec["linux"]["intelRdt"], identifier, classes, undo))
             child = _launch(record, spec, orders, cgroup, lock, undo)
             child = child.but(warnings=(*left_out, *child.warnings))
             mapped.close()
@@ -101,6 +106,16 @@ def create(
                 child = child.but(console=None)
         undo.pop_all()
     return child
+
+
+def _classes_of_service(spec: Mapping[str, Any]) -> str:
+    """Where they are mounted; "" for a container that asks for none. Raises Unsupported."""
+    wanted = spec.get("linux", {}).get("intelRdt")
+    if wanted is None:
+        return ""
+    from nacre.runc import resctrl
+
+    return resctrl.check(wanted)
 
 
 def _after_failed_hook(error: BaseException | None, record: Record) -> None:
@@ -137,6 +152,7 @@ def _launch(
         listener.listen(1)
         launcher = Launcher(orders, _birth(spec, held).but(cgroup=cradle), gates=gates, listener=listener)
     undo.callback(launcher.abandon)
+    enter_class(record, launcher.pid)
     warnings = adjust_oom_score(launcher.pid, spec["process"])
 
     def act_from_outside() -> None:
@@ -310,6 +326,14 @@ def is_tight(resources: Mapping[str, Any]) -> bool:
     """Whether the set-up itself could hit the memory limit."""
     limit: int = (resources.get("memory") or {}).get("limit") or 0
     return 0 < limit < _LATE_BELOW
+
+
+def enter_class(record: Record, pid: int) -> None:
+    """linux.intelRdt: what `pid` forks is in the container's class too."""
+    if record.resctrl:
+        from nacre.runc import resctrl
+
+        resctrl.enter(record.resctrl, pid)
 
 
 def adjust_oom_score(pid: int, tree: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from nacre.oci.state import Record, Status
 from nacre.runc import init, plan
 from nacre.runc import process_steps as ps
 from nacre.runc import steps as fs
-from nacre.runc.container import Launch, Stdio, adjust_oom_score, send_console
+from nacre.runc.container import Launch, Stdio, adjust_oom_score, enter_class, send_console
 from nacre.runc.launch import Birth, Launcher
 from nacre.runc.life import cgroup_of, current_status
 
@@ -64,6 +64,7 @@ def execute(
     with ExitStack() as held:
         launcher = _launch(record, checked, host, stdio, sub_cgroup, layout)
         held.callback(launcher.abandon)
+        enter_class(record, launcher.pid)
         warnings = adjust_oom_score(launcher.pid, checked)
         child = launcher.wait()
         if child.console is not None:

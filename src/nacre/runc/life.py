@@ -314,6 +314,10 @@ def delete(
                 from nacre.runc import borrowed
 
                 borrowed.clear(record)
+            if record.resctrl:
+                from nacre.runc import resctrl
+
+                resctrl.remove(record.resctrl)
             _run_hooks(record, "poststop", oci_state(record, Status.STOPPED), warn)
             remove_directory(root, identifier)
     except NotFound:

@@ -107,10 +107,6 @@ def refuse_unsupported(spec: Tree) -> None:
     """Before the host is touched: what this runtime does not do, by name."""
     linux = spec.get("linux", {})
     what = "create the container"
-    if linux.get("intelRdt"):
-        raise Unsupported(
-            what=what, cause="linux.intelRdt is set; cache allocation is not done here", remedy="remove linux.intelRdt"
-        )
     if linux.get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
         raise Unsupported(what=what, cause="linux.mountLabel on a host with SELinux", remedy="remove linux.mountLabel")
     persona = linux.get("personality", {})
