@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nacre.agent import protocol
-from nacre.kata import machine, process
+from nacre.kata import blank_image, machine, process
 from nacre.kata.channel import Agent, AgentGone, AgentSilent
 from nacre.kata.machine import Boot, Shape, Wires
 from nacre.kata.qmp import Qmp, QmpBroken
@@ -32,6 +32,9 @@ WARM_S = 60.0
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}  # RAM that lies in a shared file is not part of the stream
 CODE_SHARE = 0.75
 _PANIC = "Kernel panic"
+_REHEARSED_LINK = protocol.Network(  # of documentation's addresses (RFC 5737), gone again before anybody is given a VM
+    mac=machine.TEMPLATE_MAC, addresses=["192.0.2.2/24"], gateway="192.0.2.1", dns=["nameserver 192.0.2.1"]
+)
 
 
 class VMCrashed(Failure):
@@ -180,11 +183,19 @@ class Vm:
 
     def rehearse(self) -> None:
         """What every pod will ask, with nothing of a pod in it: the guest loads the code for it, and QEMU translates it."""
+        files = protocol.Files(name="rehearsal", files=[protocol.File(path="file", content=b"\n")])
         self.call(
             protocol.Identify(entropy=os.urandom(64), now_ns=time.time_ns(), hostname="nacre", machine_id=os.urandom(16).hex())
         )
+        self.call(protocol.Sandbox(hostname="nacre"))
+        self.call(_REHEARSED_LINK)
+        self.call(files)
+        with owned(blank_image.opened()) as image:
+            self.insert(0, image)
+        self.call(protocol.Warm(drive=machine.slot_name(0), uuid=blank_image.UUID), WARM_S)
+        self.eject(0)
+        self.call(protocol.RemoveVolume(name=files.name))
         self.call(protocol.Network())
-        self.call(protocol.Warm(), WARM_S)
 
     def grow(self, hot_bytes: int) -> None:
         """Offer the guest so much memory beyond what it booted with; it takes it in its own time (protocol.Machine waits)."""
