@@ -71,30 +71,43 @@ def create(
     bundle = os.path.abspath(bundle)
     spec = _document(bundle, config, extra_environment)
     layout = layout or (rootless.usable(cgroups.discover(), spec) if use_cgroups else cgroups.Layout(hierarchies=()))
-    terminal = tty or spec["process"].get("terminal", False)
     record = first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
+    facts = {"tty": tty or spec["process"].get("terminal", False), "preserve": preserve_fds, "seek_program": seek_program}
+    facts |= {"pivot": not no_pivot, "new_keyring": not no_new_keyring}
+    try:
+        return _made(record, spec, layout, facts, stdio, seccomp_bpf, console_socket)
+    except HookFailed as failure:
+        _after_failed_hook(failure, record)
+        raise
+
+
+def _made(
+    record: Record,
+    spec: Mapping[str, Any],
+    layout: cgroups.Layout,
+    facts: Mapping[str, Any],
+    stdio: Stdio,
+    seccomp_bpf: str,
+    console_socket: str,
+) -> Launch:
+    """`facts` are of `plan.Host`."""
     classes = _classes_of_service(spec)
     with ExitStack() as undo:
-        undo.push(lambda _kind, error, _trace: _after_failed_hook(error, record))  # first, so that it is done last
-        lock = store.reserve(root, identifier)
-        undo.callback(remove_directory, root, identifier)
+        lock = store.reserve(record.root, record.id)
+        undo.callback(remove_directory, record.root, record.id)
         with owned(lock):
             store.save(record)
             store.keep_process(record, spec["process"])
             undo.callback(borrowed.clear, record)
             record = with_filter(record, spec, seccomp_bpf)
             cgroup = cgroup_of(record, layout=layout)
-            host = _host(
-                record, spec, cgroup, tty=terminal, pivot=not no_pivot, keyring=not no_new_keyring, preserve=preserve_fds
-            )
-            host = host.but(seek_program=seek_program)
             mapped = undo.enter_context(ExitStack())
-            orders = _orders(record, spec, host, stdio, mapped)
+            orders = _orders(record, spec, _host(record, spec, cgroup).but(**facts), stdio, mapped)
             left_out = make_cgroup(cgroup, spec, undo)
             if classes:
                 from nacre.runc import resctrl
 
-                record = record.but(resctrl=resctrl.prepare(spec["linux"]["intelRdt"], identifier, classes, undo))
+                record = record.but(resctrl=resctrl.prepare(spec["linux"]["intelRdt"], record.id, classes, undo))
             child = _launch(record, spec, orders, cgroup, lock, undo)
             child = child.but(warnings=(*left_out, *child.warnings))
             mapped.close()
@@ -118,12 +131,11 @@ def _classes_of_service(spec: Mapping[str, Any]) -> str:
     return resctrl.check(wanted)
 
 
-def _after_failed_hook(error: BaseException | None, record: Record) -> None:
+def _after_failed_hook(failure: HookFailed, record: Record) -> None:
     """A hook that ends the creation ends a container ("Lifecycle" 4 to 6 go on at 12): all is undone, and poststop is due."""
-    if isinstance(error, HookFailed):
-        told: list[str] = []
-        hooks.run_leniently(record.hooks, "poststop", oci_state(record, Status.STOPPED), told.append)
-        error.evidence += tuple(told)
+    told: list[str] = []
+    hooks.run_leniently(record.hooks, "poststop", oci_state(record, Status.STOPPED), told.append)
+    failure.evidence += tuple(told)
 
 
 def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: ExitStack) -> list[str]:
@@ -244,16 +256,7 @@ def with_filter(record: Record, spec: Mapping[str, Any], seccomp_bpf: str) -> Re
     return record.but(seccomp=path, seccomp_flags=flags, listener=agent)
 
 
-def _host(
-    record: Record,
-    spec: Mapping[str, Any],
-    cgroup: cgroups.Cgroup | None,
-    *,
-    tty: bool,
-    pivot: bool,
-    keyring: bool,
-    preserve: int,
-) -> plan.Host:
+def _host(record: Record, spec: Mapping[str, Any], cgroup: cgroups.Cgroup | None) -> plan.Host:
     directories = [] if cgroup is None else cgroup.directories()
     only_v2 = cgroup is not None and cgroup.layout.mode == "v2"
     return plan.Host(
