@@ -177,7 +177,10 @@ def stop(config: Config, *, grace_s: float = 5.0, force: bool = False, say: Any 
         _await_end(pid, say)
         for note in Network(config).stop():
             say(f"  {note}")
-        pods = f"{answer['pods']} pods were stopped, their" if answer["pods"] else "no pod was running,"
+        count = answer["pods"]
+        pods = (
+            f"{count} pods were stopped, their" if count > 1 else "one pod was stopped, its" if count else "no pod was running,"
+        )
         say(f"The node is down; {pods} API objects stay in {config.data}/api.db.")
     elif pid:
         os.kill(pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from ipaddress import ip_address, ip_network
 
 from nacre.cli import host, output, reset
 from nacre.config import Config
@@ -64,9 +65,10 @@ def _cgroups() -> list[str]:
 
 
 def held(config: Config) -> frozenset[str]:
-    """Names of what the node has on the host now, and all addresses: for `differences`."""
-    now = host.census(config)
-    return frozenset((*now.mounts, *now.links, *now.tables, *now.cgroups, *_addresses()))
+    """Names of what the node has on the host now, and its addresses: for `differences`."""
+    now, pods = host.census(config), ip_network(config.pod_cidr)
+    addresses = (address for address in _addresses() if ip_address(address) in pods)
+    return frozenset((*now.mounts, *now.links, *now.tables, *now.cgroups, *addresses))
 
 
 def differences(before: Photograph, after: Photograph, own: frozenset[str]) -> tuple[list[str], list[str]]:
