@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
 
 from nacre.linux.cgroup_values import DeviceRule
 from nacre.linux.libc import owned, syscall
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_GET_FD_BY_ID, _PROG_QUERY = 5, 8, 9, 13, 16
 _PROG_TYPE_CGROUP_DEVICE, _ATTACH_CGROUP_DEVICE, _ALLOW_MULTI = 15, 6, 2

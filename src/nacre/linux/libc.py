@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 
 from nacre.linux.numbers import machine, number
@@ -18,6 +17,7 @@ from nacre.linux.pids import owned
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["AT_EMPTY_PATH", "AT_FDCWD", "AT_RECURSIVE", "SyscallError", "bind", "machine", "number", "owned", "syscall"]

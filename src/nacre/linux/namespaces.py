@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 
+from nacre.linux.contexts import ExitStack, contextmanager
 from nacre.linux.flags import Flags
 from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
 
 
 class Clone(Flags):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Sequence
 
 from nacre.linux import sockets as socket
 from nacre.linux.flags import Flags
@@ -15,6 +14,10 @@ from nacre.linux.pids import pidfd_open as pidfd_open
 from nacre.linux.pids import pidfd_send_signal as pidfd_send_signal
 from nacre.linux.pids import signals
 from nacre.linux.pids import status as status
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 class Prctl(Flags):

@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 from _blake2 import blake2b  # hashlib would load OpenSSL, half a megabyte in every process that only wants a name
-from collections.abc import Callable, Mapping, Sequence
 
 from nacre.linux.libc import SyscallError, machine, number
 from nacre.linux.memfd import from_bytes
@@ -20,6 +19,7 @@ from nacre.oci.errors import Failure, Invalid
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 
@@ -132,7 +132,7 @@ def key(profile: Mapping[str, Any]) -> str:
 
 
 def _ordered(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
+    if isinstance(tree, dict):
         return sorted((key, _ordered(value)) for key, value in tree.items())
     return [_ordered(value) for value in tree] if isinstance(tree, list | tuple) else tree
 

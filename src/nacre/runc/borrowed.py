@@ -7,7 +7,6 @@ takes it away, as does a create that fails. A joined namespace that is not to be
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 
 from nacre.linux import cgroup_layout, mounts, namespaces, process
 from nacre.linux.libc import owned
@@ -18,6 +17,7 @@ from nacre.oci.state import Record
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import array
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 from nacre.linux import capabilities, cgroup_names, cgroups, process, seccomp
 from nacre.linux import sockets as socket
+from nacre.linux.contexts import ExitStack
 from nacre.linux.libc import owned
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
@@ -27,9 +26,11 @@ from nacre.runc.life import cgroup_of, explain_death, oci_state, remove_director
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
-Stdio = Sequence[int | None]
+    Stdio = Sequence[int | None]
+
 _LATE_BELOW = 8 << 20  # a memory limit smaller than what the set-up itself may touch once it is inside
 
 
@@ -266,13 +267,9 @@ def _host(record: Record, spec: Mapping[str, Any], cgroup: cgroups.Cgroup | None
         kcore=os.path.exists("/proc/kcore"),
         filter=seccomp.read_program(record.seccomp) if record.seccomp else b"",
         filter_flags=record.seccomp_flags,
-        tty=tty,
         nodes=not rootless.in_user_namespace(),
         personality=record.personality,
         memory_policy=record.memory_policy,
-        pivot=pivot,
-        new_keyring=keyring,
-        preserve=preserve,
         borrowed=record.mounts_beneath >= 0,
         # systemd takes a scope away that nobody enters
         late_cgroups=is_tight(spec.get("linux", {}).get("resources", {})) and not record.unit,

@@ -11,11 +11,14 @@ import fcntl
 import os
 import select
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from nacre.linux.contexts import contextmanager
 from nacre.linux.pids import owned, pidfd_open, pidfd_send_signal
 from nacre.linux.pids import signals as signal
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _OWN = {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP, signal.SIGURG, signal.SIGPIPE}
 _CHUNK = 1 << 16

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Mapping, Sequence
 
 from nacre.linux.libc import owned
 from nacre.linux.memfd import from_bytes
@@ -15,6 +14,7 @@ from nacre.runc.failures import HookFailed
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 from nacre.linux import mounts, process
+from nacre.linux.contexts import ExitStack
 from nacre.linux.libc import SyscallError, owned
 from nacre.linux.mounts import MountAttr
 from nacre.linux.namespaces import Clone, open_namespace
@@ -22,6 +21,7 @@ from nacre.runc.mount_options import parse as parse_options
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     Tree = Mapping[str, Any]

@@ -12,7 +12,6 @@ import array
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
 
 from nacre.linux import process
 from nacre.linux import sockets as socket
@@ -27,6 +26,7 @@ from nacre.runc.steps import BindMount, Context
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
     from nacre.runc.steps import Step

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
 
 from nacre.linux import capabilities, cgroups, namespaces, process, seccomp
+from nacre.linux.contexts import ExitStack
 from nacre.linux.namespaces import KINDS
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
@@ -15,13 +14,16 @@ from nacre.oci.state import Record, Status
 from nacre.runc import init, plan
 from nacre.runc import process_steps as ps
 from nacre.runc import steps as fs
-from nacre.runc.container import Launch, Stdio, adjust_oom_score, enter_class, send_console
+from nacre.runc.container import Launch, adjust_oom_score, enter_class, send_console
 from nacre.runc.launch import Birth, Launcher
 from nacre.runc.life import cgroup_of, current_status
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
+
+    from nacre.runc.container import Stdio
 
 
 def execute(

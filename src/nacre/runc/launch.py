@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import array
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 
 from nacre.linux import namespaces, process
 from nacre.linux import sockets as socket
+from nacre.linux.contexts import ExitStack
 from nacre.linux.libc import SyscallError, owned
 from nacre.linux.namespaces import KINDS, Clone
 from nacre.linux.pids import signal_name, signals
@@ -24,6 +23,7 @@ from nacre.runc.life import hear_execution
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from nacre.oci.state import Record

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from nacre.linux.mounts import MountAttr, MountFlag
 from nacre.oci.values import Value
+
+TYPE_CHECKING = False  # see oci.values
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _NO_FLAGS, _NO_ATTRIBUTES = MountFlag(0), MountAttr(0)
 

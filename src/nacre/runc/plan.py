@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import resource
 import stat
-from collections.abc import Mapping, Sequence
 
 from nacre.linux.mounts import MountFlag
 from nacre.linux.namespaces import KINDS
@@ -23,6 +22,7 @@ from nacre.runc.mount_options import propagation as parse_propagation
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     Tree = Mapping[str, Any]

@@ -7,7 +7,6 @@ import os
 import resource
 import stat
 import struct
-from collections.abc import Callable, Mapping, Sequence
 from fcntl import ioctl
 
 from nacre.linux import capabilities, libc, mounts, namespaces, paths, process, seccomp
@@ -21,6 +20,7 @@ from nacre.runc.steps import PLAIN, Context
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from nacre.runc.listener import Offer

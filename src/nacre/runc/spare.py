@@ -14,11 +14,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 from nacre.linux import capabilities, cgroups, mounts, paths, process, seccomp
 from nacre.linux import sockets as socket
+from nacre.linux.contexts import ExitStack
 from nacre.linux.libc import owned
 from nacre.linux.namespaces import Clone
 from nacre.oci import spec as oci_spec
@@ -33,6 +32,7 @@ from nacre.runc.mount_options import parse as parse_options
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     Tree = Mapping[str, Any]
