@@ -1,7 +1,9 @@
-"""The demo's container pods on every cgroup layout, and what is said where there is none: whole machines, booted for the purpose."""
+"""The demo's container pods on every cgroup layout, a VM pod on another than this host's, and what is said where there is none: whole
+machines, booted for the purpose."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine_support import Outcome, run
+from machine_support import REPOSITORY, Outcome, run
+
+from nacre.kata import appliance, appliance_kernel
 
 NACRE = str(Path(sys.executable).parent / "nacre")
 Payload = list[tuple[Path, str]]
@@ -48,6 +52,37 @@ nacre kubectl apply -f /payload/nginx.yaml
 nacre kubectl wait --for=condition=Ready pod/nginx --timeout=30s && exit 4
 nacre explain nginx; nacre kubectl describe pod nginx
 nacre down
+"""
+
+VM_PACKAGES = ("qemu-system-x86", "erofs-utils", "lz4")
+# What a machine with udev has loaded; the emulated processor has AMD's virtualization, so the pod's VM runs under KVM there.
+VM_POD = """
+set -e
+modprobe -a tun kvm_amd
+mkdir -p /etc/nacre; cp /payload/patient.toml /etc/nacre/config.toml
+nacre up --timeout 900
+NACRE_PACKAGES=/payload/kernel nacre enable kata
+nacre image import /payload/images.tar
+nacre kubectl apply -f /payload/vm.yaml
+nacre kubectl wait --for=condition=Ready pod/vm --timeout=900s || {
+  nacre explain vm; nacre kubectl describe pod vm; nacre logs; exit 1; }
+echo "BOOTED $(cat /proc/sys/kernel/random/boot_id)"
+nacre kubectl exec vm -- sh -c 'echo "BOOTED $(cat /proc/sys/kernel/random/boot_id)"; cat /proc/cmdline'
+nacre kubectl exec vm -- sh -c 'exit 7' || echo "CODE $?"
+nacre kubectl delete pod vm --timeout=300s
+nacre down
+echo "LEFT $(find /sys/fs/cgroup -path '*nacre*' -type d | wc -l) $(grep -c '/nacre/' /proc/self/mountinfo || true) $(pgrep -c qemu || true)"
+"""
+
+VM_MANIFEST = """apiVersion: v1
+kind: Pod
+metadata: {name: vm}
+spec:
+  runtimeClassName: kata
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: nacre.local/nginx:demo
 """
 
 MANIFEST = """apiVersion: v1
@@ -118,3 +153,19 @@ def test_without_any_cgroup_mount_the_controller_the_places_and_the_remedy_are_n
     said = outcome.output.lower()
     assert "cgroup" in said and "looked in" in said and "mount -t cgroup2" in said, outcome.output
     assert "cgroup mountpoint does not exist" not in said
+
+
+@pytest.mark.slow
+def test_a_vm_pod_runs_under_kvm_on_cgroup_layout_v2(payload: Payload, tmp_path: Path) -> None:
+    """A VM in the machine: the one place where a host without KVM sees nacre use it. Its kernel is the machine's, booted once more."""
+    (tmp_path / "vm.yaml").write_text(VM_MANIFEST)
+    (tmp_path / "patient.toml").write_text("patience = 40\n[kata]\npool = 0\n")
+    cache = REPOSITORY / ".cache" / "guest" / "var/lib/nacre/kata/cache"
+    kernel = Path(appliance_kernel.package(str(cache), (appliance.SHARED_CACHE,), print))
+    brought = [*payload, *((tmp_path / name, name) for name in ("vm.yaml", "patient.toml")), (kernel, f"kernel/{kernel.name}")]
+    outcome = run(PATH + VM_POD, "v2", brought, tmp_path, timeout_s=7200, memory_mib=4096, packages=VM_PACKAGES)
+    assert outcome.code == 0, outcome.output
+    boots = re.findall(r"^BOOTED (\S+)$", outcome.output, re.MULTILINE)
+    assert len(boots) == 2 and boots[0] != boots[1] and "nacre/agent" in outcome.output, outcome.output
+    for line in ("accelerator: kvm", "CODE 7", "LEFT 0 0 0"):
+        assert line in outcome.output, outcome.output
