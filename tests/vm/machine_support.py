@@ -235,13 +235,14 @@ def _parts(packages: tuple[str, ...]) -> _Parts:
     installed = (*PACKAGES, *packages)
     recipe = repr((installed, BOOT_MODULES, INITRD_INIT))
     place = CACHE / hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not place.exists():
-            with _scratch(CACHE) as draft:
-                _build(draft / "parts", draft, installed)
-                (draft / "parts").rename(place)
+    if not place.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with (CACHE / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not place.exists():  # nobody else has built it meanwhile
+                with _scratch(CACHE) as draft:
+                    _build(draft / "parts", draft, installed)
+                    (draft / "parts").rename(place)
     return _Parts(kernel=place / "vmlinuz", initrd=place / "initrd.gz", root=place / "root.ext4")
 
 
