@@ -92,6 +92,16 @@ def test_a_pre_stop_hook_has_no_more_time_than_the_grace(node: Node) -> None:
     assert time.monotonic() - began < 20, "2 s of grace, and 2 s that every container has after its hook"
 
 
+def test_a_probe_may_give_a_shorter_grace_than_the_pod(node: Node) -> None:
+    probe = {"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 1}
+    node.apply(pod("ailing", BUSYBOX, "sleep", "1000", terminationGracePeriodSeconds=60, container={"livenessProbe": probe}))
+    path = "{.status.containerStatuses[0].restartCount}"
+    node.kubectl("wait", "pod/ailing", f"--for=jsonpath={path}=1", "--timeout=30s")
+    (status,) = node.pod("ailing")["status"]["containerStatuses"]  # type: ignore[index]
+    assert status["lastState"]["terminated"]["exitCode"] == 137
+    node.kubectl("delete", "pod", "ailing", "--now")
+
+
 def test_a_post_start_hook_that_fails_ends_its_container_and_says_why(node: Node) -> None:
     hook = {"lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", "echo not today; exit 3"]}}}}
     node.apply(pod("unlucky", BUSYBOX, "sleep", "1000", container=hook, restartPolicy="Never"))

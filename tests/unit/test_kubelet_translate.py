@@ -63,6 +63,20 @@ def test_host_ports_and_dns_settings_reach_the_sandbox(frame: translate.Frame) -
     assert (list(config.dns_config.servers), list(config.dns_config.options)) == (["192.0.2.53"], ["ndots:2", "edns0"])
 
 
+def test_what_a_pod_asks_of_groups_profiles_and_mounts_reaches_the_container(frame: translate.Frame) -> None:
+    named = {"appArmorProfile": {"type": "Localhost", "localhostProfile": "strict"}}
+    mounts = [
+        {"name": "v", "mountPath": f"/{kind}", "readOnly": True, "recursiveReadOnly": kind} for kind in ("Enabled", "Disabled")
+    ]
+    asked = pod({"securityContext": named, "volumeMounts": mounts}, securityContext={"supplementalGroupsPolicy": "Strict"})
+    config = container_config(asked | {"spec": asked["spec"] | {"volumes": [{"name": "v", "hostPath": {"path": "/srv"}}]}}, frame)
+    security = config.linux.security_context
+    assert (security.apparmor.profile_type, security.apparmor.localhost_ref) == (cri.SecurityProfile.Localhost, "strict")
+    assert security.supplemental_groups_policy == cri.Strict
+    assert [mount.recursive_read_only for mount in config.mounts[:2]] == [True, False]
+    assert not container_config(pod(), frame).linux.security_context.HasField("apparmor")
+
+
 def test_commands_see_the_environment(frame: translate.Frame) -> None:
     words = {"command": ["echo", "$(WHO)"], "args": ["$(MISSING)"], "env": [{"name": "WHO", "value": "you"}]}
     config = container_config(pod(words), frame)

@@ -6,6 +6,7 @@ relative to the kind, `[]` stands for every element.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +16,41 @@ from nacre.api.status import Cause, forbidden_field
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """`refused`: a pod that asks for it must not run as if it had it; else a Warning header names it."""
+    """`refused`: a pod that asks for it must not run as if it had it; else a Warning header names it. `fine`: values that ask for nothing."""
 
     path: str
     refused: bool
     why: str
+    fine: tuple[object, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The path, with the values that are taken."""
+        return f"`{self.path}`" + (f" other than {', '.join(json.dumps(value) for value in self.fine)}" if self.fine else "")
 
 
 _SERVED = frozenset({"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected"})
 _VOLUME_WHY = "volumes of this type are not mounted yet"
+
+_NO_PROFILE, _APPARMOR = "nacre has no AppArmor profile of its own; name one with Localhost", ("Localhost", "Unconfined")
+_CONTAINER: tuple[tuple[Any, ...], ...] = (
+    ("securityContext.appArmorProfile.type", True, _NO_PROFILE, _APPARMOR),
+    ("securityContext.procMount", True, "the masks of /proc are not left out yet", ("Default",)),
+    ("securityContext.seLinuxOptions", True, "SELinux labels are not applied"),
+    ("securityContext.windowsOptions", True, "every node runs Linux"),
+    ("volumeDevices", True, "block volumes are not attached yet"),
+    ("volumeMounts[].bindMountOptions", True, "bind mount options are not applied yet"),
+    ("resizePolicy", False, "resources of a running container are not resized yet"),
+    ("resources.claims", True, "dynamic resource allocation is not served"),
+    ("restartPolicyRules", True, "rules by exit code are not applied yet"),
+    ("lifecycle.stopSignal", True, "the image's stop signal is used"),
+    ("env[].valueFrom.fileKeyRef", True, "environment files are not read yet"),
+)
+_OWNED = (
+    *(f"{kind}.defaultUser" for kind in ("configMap", "secret", "downwardAPI", "projected")),
+    *(f"{kind}.items[].user" for kind in ("configMap", "secret", "downwardAPI")),
+    *(f"projected.sources[].{kind}.items[].user" for kind in ("configMap", "secret", "downwardAPI")),
+)
 
 POD = (
     Gap("spec.affinity", False, "the scheduler of one node ignores affinity"),
@@ -41,22 +68,16 @@ POD = (
     Gap("spec.securityContext.windowsOptions", True, "every node runs Linux"),
     Gap("spec.securityContext.seLinuxOptions", True, "SELinux labels are not applied"),
     Gap("spec.securityContext.seLinuxChangePolicy", True, "SELinux labels are not applied"),
-    Gap("spec.containers[].securityContext.seLinuxOptions", True, "SELinux labels are not applied"),
-    Gap("spec.containers[].securityContext.windowsOptions", True, "every node runs Linux"),
-    Gap("spec.containers[].volumeDevices", True, "block volumes are not attached yet"),
-    Gap("spec.containers[].resizePolicy", False, "resources of a running container are not resized yet"),
-    Gap("spec.containers[].resources.claims", True, "dynamic resource allocation is not served"),
-    Gap("spec.containers[].restartPolicyRules", True, "rules by exit code are not applied yet"),
-    Gap("spec.containers[].lifecycle.stopSignal", True, "the image's stop signal is used"),
-    Gap("spec.containers[].env[].valueFrom.fileKeyRef", True, "environment files are not read yet"),
-    Gap("spec.containers[].volumeMounts[].bindMountOptions", True, "bind mount options are not applied yet"),
-    Gap("spec.initContainers[].volumeDevices", True, "block volumes are not attached yet"),
-    Gap("spec.initContainers[].resources.claims", True, "dynamic resource allocation is not served"),
-    Gap("spec.initContainers[].env[].valueFrom.fileKeyRef", True, "environment files are not read yet"),
-    Gap("spec.initContainers[].securityContext.seLinuxOptions", True, "SELinux labels are not applied"),
     Gap("spec.volumes[].projected.sources[].serviceAccountToken", True, "service account tokens are not issued yet"),
     Gap("spec.volumes[].projected.sources[].clusterTrustBundle", True, "trust bundles are not served"),
     Gap("spec.volumes[].projected.sources[].podCertificate", True, "pod certificates are not issued"),
+    Gap("spec.hostUsers", True, "user namespaces are not made for pods yet", (True,)),
+    Gap("spec.priority", False, "pods do not displace one another", (0,)),
+    Gap("spec.preemptionPolicy", False, "pods do not displace one another"),
+    Gap("spec.tolerations[].tolerationSeconds", False, "taints do not evict pods yet"),
+    Gap("spec.securityContext.appArmorProfile.type", True, _NO_PROFILE, _APPARMOR),
+    *(Gap(f"spec.{kind}[].{path}", *rest) for kind in ("containers", "initContainers") for path, *rest in _CONTAINER),
+    *(Gap(f"spec.volumes[].{path}", True, "files of volumes belong to root, or to fsGroup") for path in _OWNED),
 )
 SERVICE_ACCOUNT = (Gap("secrets", False, "token secrets are not issued yet"),)
 TABLES: dict[tuple[str, str], tuple[Gap, ...]] = {("", "Pod"): POD, ("", "ServiceAccount"): SERVICE_ACCOUNT}
@@ -65,7 +86,7 @@ TABLES: dict[tuple[str, str], tuple[Gap, ...]] = {("", "Pod"): POD, ("", "Servic
 def gaps(group: str, name: str, thing: dict[str, Any]) -> Iterator[tuple[str, Gap]]:
     """What `thing` asks for in vain: (path with indices, gap)."""
     for gap in TABLES.get((group, name), ()):
-        for path in _found(thing, gap.path.split("."), ""):
+        for path in _found(thing, gap.path.split("."), "", gap.fine):
             yield path, gap
     if name == "Pod" and not group:
         for index, volume in enumerate(thing.get("spec", {}).get("volumes", [])):
@@ -84,9 +105,9 @@ def judge(group: str, name: str, thing: dict[str, Any]) -> tuple[list[Cause], li
     return causes, warnings
 
 
-def _found(node: Any, parts: list[str], path: str) -> Iterator[str]:
+def _found(node: Any, parts: list[str], path: str, fine: tuple[object, ...]) -> Iterator[str]:
     if not parts:
-        if node not in (None, [], {}, ""):
+        if node not in (None, [], {}, "") and node not in fine:
             yield path
         return
     name, many = parts[0].removesuffix("[]"), parts[0].endswith("[]")
@@ -95,10 +116,10 @@ def _found(node: Any, parts: list[str], path: str) -> Iterator[str]:
     if child is None:
         return
     if not many:
-        yield from _found(child, parts[1:], here)
+        yield from _found(child, parts[1:], here, fine)
     elif isinstance(child, list):
         for index, item in enumerate(child):
-            yield from _found(item, parts[1:], f"{here}[{index}]")
+            yield from _found(item, parts[1:], f"{here}[{index}]", fine)
 
 
 def markdown() -> str:
@@ -106,7 +127,7 @@ def markdown() -> str:
     lines = []
     for (group, name), table in TABLES.items():
         lines += [f"### {name}{f' ({group})' if group else ''}", "", "| field | answer | why |", "|-|-|-|"]
-        lines += [f"| `{gap.path}` | {'refused' if gap.refused else 'warned'} | {gap.why} |" for gap in table]
+        lines += [f"| {gap.title} | {'refused' if gap.refused else 'warned'} | {gap.why} |" for gap in table]
         if name == "Pod":
             served = ", ".join(sorted(_SERVED))
             lines.append(f"| `spec.volumes[]` other than {served} | refused | {_VOLUME_WHY} |")

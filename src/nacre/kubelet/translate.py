@@ -137,6 +137,12 @@ def _security(spec: Mapping[str, Any], container: Mapping[str, Any]) -> Any:
         supplemental_groups=[*(of_pod.get("supplementalGroups") or []), *([of_pod["fsGroup"]] if "fsGroup" in of_pod else [])],
         seccomp=seccomp,
     )
+    if of_pod.get("supplementalGroupsPolicy") == "Strict":
+        context.supplemental_groups_policy = cri.Strict
+    if "appArmorProfile" in either:
+        profile = either["appArmorProfile"]
+        context.apparmor.profile_type = _PROFILES[profile["type"]]
+        context.apparmor.localhost_ref = profile.get("localhostProfile", "")
     if "runAsUser" in either:
         context.run_as_user.value = either["runAsUser"]
     if "runAsGroup" in either:
@@ -191,6 +197,7 @@ def _mounts(
                 container_path=mount["mountPath"],
                 host_path=source,
                 readonly=bool(mount.get("readOnly")),
+                recursive_read_only=mount.get("recursiveReadOnly", "Disabled") != "Disabled",
                 propagation=propagation.get(mount.get("mountPropagation", ""), cri.PROPAGATION_PRIVATE),
             )
         )

@@ -228,7 +228,8 @@ class Worker:
             if one is not None and one.state == cri.CONTAINER_RUNNING:
                 kind = "startup" if life.facts.started.get(name) is False else "liveness"
                 words = f"Container {name} failed {kind} probe, will be restarted"
-                await ending.stop_container(life, name, one.id, why=words)
+                grace_s = life.container(name).get(f"{kind}Probe", {}).get("terminationGracePeriodSeconds")
+                await ending.stop_container(life, name, one.id, why=words, grace_s=grace_s)
 
     # ends
 
