@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from guest_support import Guest
 from nacre.agent import protocol as p
 from nacre.agent.drives import DriveMismatch
 from nacre.kata import appliance
+from nacre.oci import stock
 from nacre.oci.errors import AlreadyExists, Failure, Invalid, NotFound, Unsupported
 from nacre.runc.failures import CommandNotFound
 
@@ -417,6 +419,71 @@ def test_the_throw_away_container_warms_the_guest_and_leaves_nothing(guest: Gues
     guest.call("warm")
     _, text = run(guest, "look", "/bin/sh", "-c", "cat /proc/self/mountinfo | wc -l; ls /sys/fs/cgroup")
     assert "nacre-warm" not in text
+
+
+def stock_document(script: str, **process: Any) -> dict[str, Any]:
+    """One for which the guest has containers made ahead."""
+    config = document("/bin/sh", "-c", script, **process)
+    binds = [one for one in config["mounts"] if one["type"] == "bind"]
+    namespaces = [{"type": kind} for kind in ("mount", "pid", "cgroup")]
+    linux = {"namespaces": namespaces, "maskedPaths": list(stock.MASKED), "readonlyPaths": list(stock.READONLY)}
+    limits = {"devices": stock.device_rules(), "memory": {"limit": 64 << 20}, "pids": {"limit": 50}}
+    config.pop("hostname")
+    return config | {"mounts": [*stock.mounts(), *binds], "linux": linux | {"resources": limits}}
+
+
+def told(guest: Guest, name: str, config: dict[str, Any]) -> tuple[int, str]:
+    """(its pid in the guest, what it wrote)."""
+    out = guest.open(receives=True)
+    pid = guest.call("create", container=name, config=config, root=p.Root(drive="slot0", uuid=ROOT_ID), stdout=out).pid
+    guest.call("start", container=name)
+    assert guest.exit_of(name).code == 0
+    text = guest.read(out)
+    guest.call("delete", container=name)
+    return pid, text
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {},
+        {
+            "user": {"uid": 7, "gid": 8, "additionalGids": [9]},
+            "cwd": "/made/here",
+            "noNewPrivileges": True,
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 128}],
+        },
+    ],
+    ids=["root", "a user"],
+)
+def test_a_container_made_ahead_is_what_one_made_from_the_beginning_is(guest: Guest, process: dict[str, Any]) -> None:
+    guest.call("warm")
+    before, _ = told(guest, "before", _other_way(stock_document("true")))
+    script = (
+        "cat /proc/self/mountinfo; echo =; cat /proc/self/status; echo =; cat /proc/self/limits /proc/self/cgroup; pwd;"
+        " ls -l /dev; ls /proc/sys /sys/fs/cgroup; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"
+    )
+    config = stock_document(script, **process)
+    one_pid, one = told(guest, "this-way", config)
+    other_pid, other = told(guest, "that-way", _other_way(config))
+    assert one_pid < before < other_pid, "the first was not made ahead"
+    for ahead, ordinary in zip(map(_comparable, one.split("=\n")), map(_comparable, other.split("=\n")), strict=True):
+        assert ahead == ordinary
+    assert " /proc/sys ro," in one and "67108864\n50\n" in one
+
+
+def _comparable(text: str) -> list[str]:
+    """Lines without what any two containers differ in: numbers of mounts and processes, sizes, times, their own names."""
+    lines = text.replace("this-way", "NAME").replace("that-way", "NAME").splitlines()
+    if " - overlay " in text:
+        return sorted(" ".join(line.split()[3:]) for line in lines)
+    own = ("Pid:", "PPid:", "Tgid:", "NS", "Vm", "Rss", "SigQ:", "State:", "voluntary", "nonvoluntary")
+    return [re.sub(r"[A-Z][a-z]{2} +\d+ \d\d:\d\d", "TIME", line) for line in lines if not line.startswith(own)]
+
+
+def _other_way(config: dict[str, Any]) -> dict[str, Any]:
+    """The same in another order, which is not the common one."""
+    return config | {"linux": config["linux"] | {"maskedPaths": list(reversed(stock.MASKED))}}
 
 
 def test_a_request_of_the_wrong_shape_is_answered_not_believed(guest: Guest) -> None:
