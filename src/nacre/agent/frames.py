@@ -270,8 +270,8 @@ def _deep(document: Any) -> bool:
         level = [
             child
             for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) is dict or type(child) is list  # all else has nothing below it
         ]
         if not level:
             return False
