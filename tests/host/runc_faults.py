@@ -56,7 +56,7 @@ def dynamic(bundle: Bundle) -> None:
 
 
 # -- the document
-fault("config.json is missing", lambda b: b.config.clear(), "config.json", "No such file")
+fault("config.json is missing", lambda b: b.config.clear(), "config.json", "No such file", remedy=True)
 fault("config.json is not JSON", lambda b: b.config.update({"": b"raw"}), "config.json", "not JSON")
 fault("ociVersion of another major", lambda b: b.config.update(ociVersion="2.0.0"), "ociVersion 2.0.0")
 fault("no process", lambda b: b.config.pop("process"), "process is missing")
@@ -268,7 +268,7 @@ fault(
     "/usr/bin/python3",
     remedy=True,
 )
-fault("a script with DOS line ends", lambda b: put(b, "tool", "#!/bin/sh\r\ntrue\r\n"), "/bin/tool", remedy=True)
+fault("a script with DOS line ends", lambda b: put(b, "tool", "#!/bin/sh\r\ntrue\r\n"), "/bin/tool", "DOS line ends", remedy=True)
 fault("a script without its first line", lambda b: put(b, "tool", "true\n"), "exec format error", "no #! line", remedy=True)
 fault("an empty program", lambda b: put(b, "tool", ""), "exec format error", "empty", remedy=True)
 fault("a program for another machine", lambda b: elf_for(b, 183), "built for aarch64", "x86_64", remedy=True)
@@ -279,7 +279,33 @@ fault(
     "/mnt/busybox",
     "ermission denied",
 )
-fault("a working directory that is a file", lambda b: b.process.update(cwd="/etc/passwd"), "/etc/passwd", "Not a directory")
+fault(
+    "a working directory that is a file",
+    lambda b: b.process.update(cwd="/etc/passwd"),
+    "chdir(2) /etc/passwd",
+    "Not a directory",
+    remedy=True,
+)
+fault(
+    "a network device that is not there",
+    lambda b: b.linux.update(netDevices={"gone0": {}}),
+    "gone0",
+    "No such device",
+    remedy=True,
+)
+fault(
+    "a seccomp agent that is not there",
+    lambda b: b.linux.update(
+        seccomp={
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": "/nowhere/agent",
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
+        }
+    ),
+    "/nowhere/agent",
+    "No such file",
+    remedy=True,
+)
 
 
 def break_bundle(bundle: Bundle, one: Fault) -> None:

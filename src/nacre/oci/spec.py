@@ -177,7 +177,9 @@ def load(bundle: str, path: str = "") -> Tree:
         finally:
             os.close(fd)
     except OSError as error:
-        remedy = "" if os.path.isdir(bundle) else f"{bundle} is no bundle: a directory with config.json and a root filesystem"
+        remedy = f"{bundle} is no bundle: a directory with config.json and a root filesystem"
+        if os.path.isdir(bundle):
+            remedy = f"nacre-runc spec --bundle {bundle} writes one to begin with" if isinstance(error, FileNotFoundError) else ""
         raise Invalid(what=what, cause=f"open(2): {error.strerror} (errno {error.errno})", remedy=remedy) from error
     return check(parse(data, what), what)
 

@@ -9,6 +9,7 @@ Both wait for the length of a seccomp(2) and a sendmsg(2). Imported before the f
 from __future__ import annotations
 
 import array
+import errno
 import mmap
 import os
 import select
@@ -71,7 +72,7 @@ def serve(channel: Socket, pid: int, memory: int, place: Mapping[str, str], stat
             raw.cast("i") as words,
         ):
             agent.settimeout(_SEND_S)
-            agent.connect(place["path"])  # before there is a filter: a path that is wrong is told, and nothing hangs
+            _connect(agent, place["path"])  # before there is a filter: a path that is wrong is told, and nothing hangs
             channel.sendall(b".")
             if not _arrives(words, channel):
                 return
@@ -80,6 +81,13 @@ def serve(channel: Socket, pid: int, memory: int, place: Mapping[str, str], stat
             words[_TAKEN] = 1
     except OSError as error:
         raise _lost(what, error) from error
+
+
+def _connect(agent: socket.socket, path: str) -> None:
+    try:
+        agent.connect(path)
+    except OSError as error:
+        raise SyscallError("connect", error.errno or errno.ETIMEDOUT) from error
 
 
 def _arrives(words: memoryview[int], channel: Socket) -> bool:
@@ -112,9 +120,9 @@ def _process_state(pid: int, place: Mapping[str, str], state: Mapping[str, Any])
 
 def _lost(what: str, error: OSError) -> ListenerLost:
     if isinstance(error, SyscallError):
-        remedy = "taking it needs CAP_SYS_PTRACE: run as root, or without SCMP_ACT_NOTIFY" if error.call == "pidfd_getfd" else ""
+        remedy = "start the agent that listens there, or remove SCMP_ACT_NOTIFY"
+        if error.call == "pidfd_getfd":
+            remedy = "taking it needs CAP_SYS_PTRACE: run as root, or without SCMP_ACT_NOTIFY"
         return ListenerLost(what=what, cause=f"{error.call}(2): {error.strerror} (errno {error.errno})", remedy=remedy)
-    cause = (
-        f"{error.strerror} (errno {error.errno})" if error.strerror else f"{error or 'it took nothing'} within {_SEND_S:.0f} s"
-    )
-    return ListenerLost(what=what, cause=cause, remedy="start the agent that listens there, or remove SCMP_ACT_NOTIFY")
+    cause = f"sendmsg(2): {error.strerror} (errno {error.errno})" if error.strerror else f"it took nothing within {_SEND_S:.0f} s"
+    return ListenerLost(what=what, cause=cause, remedy="look at the agent that listens there")

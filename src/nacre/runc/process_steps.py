@@ -335,9 +335,11 @@ class ChangeUser(Value, kw_only=False):
         if context.root >= 0:
             context.home = home_of(context.root, self.uid)
         try:
-            os.chdir(self.cwd)
+            _change_directory(self.cwd)
             entered = True
-        except PermissionError:
+        except SyscallError as error:
+            if error.errno != errno.EACCES:
+                raise
             entered = False
         self._give_stdio(context)
         process.prctl(process.Prctl.SET_KEEPCAPS, 1)
@@ -350,7 +352,7 @@ class ChangeUser(Value, kw_only=False):
         os.setresuid(self.uid, self.uid, self.uid)
         os.umask(self.umask)
         if not entered:
-            os.chdir(self.cwd)
+            _change_directory(self.cwd)
         try:
             inside = os.getcwd().startswith("/")
         except FileNotFoundError:  # glibc's word for a directory that getcwd(2) calls unreachable
@@ -368,6 +370,13 @@ class ChangeUser(Value, kw_only=False):
                 except OSError as error:
                     if error.errno not in (errno.EINVAL, errno.EPERM, errno.EROFS):
                         raise
+
+
+def _change_directory(path: str) -> None:
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise SyscallError("chdir", error.errno or 0, path) from error
 
 
 class SetCapabilities(Value, kw_only=False):
@@ -520,7 +529,7 @@ def not_executable(what: str, program: str, error: OSError, head: bytes) -> Fail
     cause = f'exec: "{program}": {(error.strerror or "").lower()} (errno {error.errno})'
     remedy = ""
     if head.startswith(b"#!"):
-        interpreter = head[2:].split(b"\n")[0].strip().decode("utf-8", "replace")
+        interpreter = head[2:].split(b"\n")[0].strip(b" \t").decode("utf-8", "replace")
         if error.errno in (errno.ENOENT, errno.EACCES):
             cause += f"; its interpreter {interpreter!r} cannot be executed"
             remedy = f"add {interpreter.split(' ')[0]} to the image, or execute the script with another interpreter"
@@ -538,7 +547,9 @@ def not_executable(what: str, program: str, error: OSError, head: bytes) -> Fail
         cause = f'exec: "{program}": exec format error; ' + (
             "the file is empty" if not head else "it is no ELF file and has no #! line"
         )
-        remedy = "begin the script with #!/bin/sh"
+        remedy = (
+            "begin the script with #!/bin/sh" if head else "the image has been built or copied wrongly: look at that file there"
+        )
     return CommandNotExecutable(what=what, cause=cause, remedy=remedy)
 
 
