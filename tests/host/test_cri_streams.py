@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -179,6 +181,36 @@ def test_a_client_that_leaves_takes_its_command_with_it(service: Cri) -> None:
 
         asyncio.run(leave())
         until(lambda: service.sh(made, "ps -o args | grep -c '[s]leep 7654'; true").strip() == "0")
+
+
+@pytest.mark.parametrize(
+    ("command", "most"),
+    [
+        ("cat", sys.maxsize),  # until nothing more is taken, on any channel
+        ("sleep 7655", 256 * 1024),  # more than the command's pipe and the server take; TCP itself still has room to tell the end
+    ],
+)
+def test_a_client_that_dies_while_its_input_waits_leaves_nothing(service: Cri, command: str, most: int) -> None:
+    assert service.process is not None
+    descriptors = f"/proc/{service.process.pid}/fd"
+    with service.pod() as pod:
+        made = pod.start(*FOREVER)
+        stream(execute(service, made, "true"))
+        before = len(os.listdir(descriptors))
+
+        async def flood() -> None:
+            url = execute(service, made, *command.split(), stdin=True)
+            async with aiohttp.ClientSession() as session, session.ws_connect(url, protocols=("v5.channel.k8s.io",)) as ws:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        for _ in range(0, most, 32768):  # nothing is received meanwhile: what the command says waits too
+                            await ws.send_bytes(b"\0" + bytes(32768))
+                assert ws._conn is not None and ws._conn.transport is not None
+                ws._conn.transport.abort()
+
+        asyncio.run(flood())
+        until(lambda: service.sh(made, f"ps -o args | grep -c '^{command}'; true").strip() == "0")
+        until(lambda: len(os.listdir(descriptors)) <= before)
 
 
 @pytest.mark.parametrize("size_mib", [48, pytest.param(1024, marks=pytest.mark.slow)])

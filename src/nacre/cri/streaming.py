@@ -8,6 +8,7 @@ written is not read, on both sides.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -24,6 +25,7 @@ from aiohttp import WSMsgType, web
 from nacre.cri.containers import Containers
 from nacre.cri.store import ContainerRecord
 from nacre.oci.errors import Failure
+from nacre.wire.relay import hung_up
 
 log = logging.getLogger("nacre.cri")
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
@@ -77,29 +79,33 @@ class Streaming:
             return web.Response(status=400, text="streams are offered by WebSocket (v5.channel.k8s.io); SPDY/3.1 is not\n")
         socket = web.WebSocketResponse(protocols=PROTOCOLS, max_msg_size=1 << 22, autoping=True)
         await socket.prepare(request)
-        try:
-            await self._run(offer, socket)
-        except Failure as failure:
-            await _end(socket, _status_failure(failure.sentence()))
+        assert request.transport is not None
+        client = Client(socket, asyncio.Event())
+        with hung_up(request.transport, client.gone):
+            try:
+                await self._run(offer, client)
+            except Failure as failure:
+                await client.end(_status_failure(failure.sentence()))
+        if client.gone.is_set() and request.transport is not None:
+            request.transport.abort()  # a farewell would be waited for
         return socket
 
-    async def _run(self, offer: Offer, socket: web.WebSocketResponse) -> None:
-        assert self.containers is not None
+    async def _run(self, offer: Offer, client: Client) -> None:
         if offer.kind == "attach":
-            await self._attach(offer, socket)
+            await self._attach(offer, client)
         elif offer.request.tty:
-            await self._exec_tty(offer, socket)
+            await self._exec_tty(offer, client)
         else:
-            await self._exec(offer, socket)
+            await self._exec(offer, client)
 
-    async def _exec(self, offer: Offer, socket: web.WebSocketResponse) -> None:
+    async def _exec(self, offer: Offer, client: Client) -> None:
         assert self.containers is not None
         request, given, ours = offer.request, {}, {}
         for name, wanted in (("stdin", request.stdin), ("stdout", request.stdout), ("stderr", request.stderr)):
             if wanted:
                 read, write = os.pipe2(os.O_CLOEXEC)
                 given[name], ours[name] = (read, write) if name == "stdin" else (write, read)
-        session = Session(socket, ours.get("stdin", -1), [(STDOUT, ours.get("stdout", -1)), (STDERR, ours.get("stderr", -1))])
+        session = Session(client, ours.get("stdin", -1), [(STDOUT, ours.get("stdout", -1)), (STDERR, ours.get("stderr", -1))])
         try:
             exec_id, end = await self.containers.begin_exec(offer.record, list(request.cmd), given, tty=False)
         except BaseException:
@@ -107,29 +113,33 @@ class Streaming:
             raise
         await self._until_end(offer, session, exec_id, end)
 
-    async def _exec_tty(self, offer: Offer, socket: web.WebSocketResponse) -> None:
+    async def _exec_tty(self, offer: Offer, client: Client) -> None:
         assert self.containers is not None
         exec_id, end, console = await self.containers.begin_terminal(offer.record, list(offer.request.cmd))
-        session = Session(socket, os.dup(console), [(STDOUT, console)], terminal=True)
+        session = Session(client, os.dup(console), [(STDOUT, console)], terminal=True)
         await self._until_end(offer, session, exec_id, end)
 
     async def _until_end(self, offer: Offer, session: Session, exec_id: str, end: asyncio.Future[dict[str, Any]]) -> None:
         """Until the command ended and all it said is sent; a client that leaves takes the command with it."""
         assert self.containers is not None
-        serving = asyncio.ensure_future(session.serve())
-        waited: list[asyncio.Future[Any]] = [serving, end]
+        tasks: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(session.serve()),
+            asyncio.ensure_future(session.client.gone.wait()),
+        ]
         try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*tasks, end], return_when=asyncio.FIRST_COMPLETED)
             if not end.done():
                 await self.containers.kill_exec(offer.record, exec_id, signal.SIGKILL)
             code = int((await end)["code"])
-            await session.drained()
-            await _end(session.socket, _status_exit(code))
+            if not session.client.gone.is_set():
+                await session.drained()
+            await session.client.end(_status_exit(code))
         finally:
-            serving.cancel()
+            for task in tasks:
+                task.cancel()
             session.close()
 
-    async def _attach(self, offer: Offer, socket: web.WebSocketResponse) -> None:
+    async def _attach(self, offer: Offer, client: Client) -> None:
         assert self.containers is not None
         request, given, ours = offer.request, {}, {}
         for name, wanted in (
@@ -140,27 +150,40 @@ class Streaming:
             if wanted:
                 read, write = os.pipe2(os.O_CLOEXEC)
                 given[name], ours[name] = (read, write) if name == "stdin" else (write, read)
-        session = Session(socket, ours.get("stdin", -1), [(STDOUT, ours.get("stdout", -1)), (STDERR, ours.get("stderr", -1))])
+        session = Session(client, ours.get("stdin", -1), [(STDOUT, ours.get("stdout", -1)), (STDERR, ours.get("stderr", -1))])
         session.on_resize = lambda width, height: self.containers.resize(offer.record, width, height)
         try:
             await self.containers.attach(offer.record, given)
-            serving = asyncio.ensure_future(session.serve())
-            drained = asyncio.ensure_future(session.drained())
-            await asyncio.wait({serving, drained}, return_when=asyncio.FIRST_COMPLETED)
-            serving.cancel()
-            drained.cancel()
-            await _end(socket, json.dumps({"metadata": {}, "status": "Success"}))
+            tasks = [asyncio.ensure_future(work) for work in (session.serve(), session.drained(), client.gone.wait())]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            await client.end(json.dumps({"metadata": {}, "status": "Success"}))
         finally:
             session.close()
 
 
-class Session:
-    """One WebSocket and the descriptors behind its channels; owns the descriptors."""
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asked: its WebSocket, and whether it is there no more."""
 
-    def __init__(
-        self, socket: web.WebSocketResponse, stdin: int, outputs: list[tuple[int, int]], *, terminal: bool = False
-    ) -> None:
-        self.socket = socket
+    socket: web.WebSocketResponse
+    gone: asyncio.Event
+
+    async def end(self, status: str) -> None:
+        """The last word, to whom is still there."""
+        if self.socket.closed or self.gone.is_set():
+            return
+        with contextlib.suppress(ConnectionError):  # it left this instant
+            await self.socket.send_bytes(bytes([STATUS]) + status.encode())
+            await self.socket.close()
+
+
+class Session:
+    """One client and the descriptors behind its channels; owns the descriptors."""
+
+    def __init__(self, client: Client, stdin: int, outputs: list[tuple[int, int]], *, terminal: bool = False) -> None:
+        self.client = client
         self._stdin, self._terminal = stdin, terminal
         self._loop = asyncio.get_running_loop()
         self._outputs = [(channel, fd) for channel, fd in outputs if fd >= 0]
@@ -171,7 +194,7 @@ class Session:
 
     async def serve(self) -> None:
         """What the client sends, until it closes."""
-        async for message in self.socket:
+        async for message in self.client.socket:
             if message.type != WSMsgType.BINARY or not message.data:
                 continue
             channel, data = message.data[0], message.data[1:]
@@ -207,8 +230,9 @@ class Session:
             if not data:
                 return
             try:
-                await self.socket.send_bytes(bytes([channel]) + data)
-            except ConnectionError:  # the client left; `serve` ends too, and what it was given with it
+                await self.client.socket.send_bytes(bytes([channel]) + data)
+            except ConnectionError:
+                self.client.gone.set()  # `serve` may wait for a command to take more input, which waits for us
                 return
 
     async def _feed(self, data: bytes) -> None:
@@ -246,12 +270,6 @@ class Session:
             self._loop.remove_writer(self._stdin)
             os.close(self._stdin)
             self._stdin = -1
-
-
-async def _end(socket: web.WebSocketResponse, status: str) -> None:
-    if not socket.closed:
-        await socket.send_bytes(bytes([STATUS]) + status.encode())
-        await socket.close()
 
 
 def _status_exit(code: int) -> str:

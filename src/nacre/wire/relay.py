@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import select
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import aiohttp
@@ -19,6 +22,7 @@ from nacre.oci.errors import Failure
 log = logging.getLogger("nacre.wire")
 
 CHUNK = 64 * 1024
+KEEPALIVE_S = 30
 _PASSED = (
     "Upgrade",
     "Connection",
@@ -108,6 +112,28 @@ def handshake(request: web.BaseRequest, target: str, host: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode("latin-1", "replace")
 
 
+@contextmanager
+def hung_up(transport: asyncio.BaseTransport, gone: asyncio.Event) -> Iterator[None]:
+    """`gone` is set when the peer has closed its side or died, also while nothing is read: asyncio does not look then.
+
+    One that dies with more on the way than we take cannot tell its end; keep-alive finds out when its kernel has given up, in minutes.
+    """
+    loop, connection = asyncio.get_running_loop(), transport.get_extra_info("socket")
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    with select.epoll() as watch:
+        watch.register(connection.fileno(), select.EPOLLRDHUP)  # EPOLLHUP and EPOLLERR always count
+
+        def tell() -> None:
+            loop.remove_reader(watch.fileno())
+            gone.set()
+
+        loop.add_reader(watch.fileno(), tell)
+        try:
+            yield
+        finally:
+            loop.remove_reader(watch.fileno())
+
+
 async def relay(
     request: web.BaseRequest, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> web.StreamResponse:
@@ -120,8 +146,11 @@ async def relay(
     gone = asyncio.ensure_future(client.gone.wait())
     copy = asyncio.ensure_future(_copy(reader, client))
     try:
-        await asyncio.wait((gone, copy), return_when=asyncio.FIRST_COMPLETED)
+        with hung_up(transport, client.gone):
+            await asyncio.wait((gone, copy), return_when=asyncio.FIRST_COMPLETED)
     finally:
+        if client.gone.is_set():
+            writer.transport.abort()  # what it sent and nobody took would be waited for, perhaps for ever
         for task in (gone, copy):
             task.cancel()
         await asyncio.gather(gone, copy, return_exceptions=True)
