@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from socket import send_fds as send_fds
 else:
     import _socket
-    import array
     from _socket import *  # noqa: F403
+    from sys import byteorder
+
+    _INT = 4  # bytes of a descriptor in a message; the module array would bring collections along
 
     class socket(_socket.socket):
         """Closed at the end of a `with` block; accepting gives one like it."""
@@ -35,13 +37,15 @@ else:
         return tuple(socket(family, kind, 0, one.detach()) for one in _socket.socketpair(family, kind))
 
     def send_fds(channel, buffers, descriptors):
-        return channel.sendmsg(buffers, [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))])
+        rights = b"".join(fd.to_bytes(_INT, byteorder) for fd in descriptors)
+        return channel.sendmsg(buffers, [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
 
     def recv_fds(channel, size, most, flags=0):
         """(data, descriptors, message flags, address)."""
-        descriptors = array.array("i")
-        data, ancillary, told, address = channel.recvmsg(size, _socket.CMSG_LEN(most * descriptors.itemsize), flags)
+        descriptors = []
+        data, ancillary, told, address = channel.recvmsg(size, _socket.CMSG_LEN(most * _INT), flags)
         for level, kind, content in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-        return data, list(descriptors), told, address
+                places = range(0, len(content) - _INT + 1, _INT)
+                descriptors += [int.from_bytes(content[place : place + _INT], byteorder) for place in places]
+        return data, descriptors, told, address

@@ -6,7 +6,6 @@ kernel keeps for them. The creating process may end at once: its child, the cont
 
 from __future__ import annotations
 
-import array
 import os
 import time
 
@@ -357,7 +356,6 @@ def send_console(path: str, console: int) -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sender:
             sender.connect(path)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [console]))]
-            sender.sendmsg([b"/dev/ptmx"], rights)
+            socket.send_fds(sender, [b"/dev/ptmx"], [console])
     except OSError as error:
         raise Failure(what=f"hand the terminal to {path}", cause=f"{error.strerror or error} (errno {error.errno})") from error

@@ -8,7 +8,6 @@ closes it, and a closed connection without a failure is success.
 
 from __future__ import annotations
 
-import array
 import gc
 import os
 import sys
@@ -157,8 +156,7 @@ def _created(channel: socket.socket, context: Context, listener: socket.socket |
     message = dumps({"stage": "created", "warnings": context.warnings}).encode()
     context.warnings.clear()
     if context.console >= 0:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [context.console]))]
-        channel.sendmsg([message], rights)
+        socket.send_fds(channel, [message], [context.console])
         os.close(context.console)
     else:
         channel.sendall(message)

@@ -5,7 +5,6 @@ The caller is single-threaded or at least holds no lock another thread could lea
 
 from __future__ import annotations
 
-import array
 import os
 
 from nacre.linux import namespaces, process
@@ -123,10 +122,9 @@ class Launcher:
         """Serve the child until it says "created" (or "ready", for further orders). Raises what it reports, or InitDied."""
         child = Child(self.pid)
         while True:
-            data, ancillary, _, _ = self._channel.recvmsg(65536, 1024, socket.MSG_CMSG_CLOEXEC)
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    child.console = array.array("i", content)[0]
+            data, descriptors, _, _ = socket.recv_fds(self._channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+            if descriptors:
+                child.console = descriptors[0]
             if not data:
                 raise self._died()
             message = loads(data)

@@ -8,7 +8,6 @@ Both wait for the length of a seccomp(2) and a sendmsg(2). Imported before the f
 
 from __future__ import annotations
 
-import array
 import errno
 import mmap
 import os
@@ -106,8 +105,7 @@ def _taken(process: int, descriptor: int) -> int:
 
 
 def _send(agent: socket.socket, listener: int, document: bytes) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]
-    sent = agent.sendmsg([document], rights)
+    sent = socket.send_fds(agent, [document], [listener])
     agent.sendall(document[sent:])
 
 
