@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,6 @@ class Ordinary:
     def __init__(self, bundle: Bundle, place: Path) -> None:
         self.place, self._bundle = place / "mine", bundle
         self.place.mkdir()
-        for one in (place, *place.parents):
-            if one != Path("/tmp") and str(one).startswith("/tmp"):
-                one.chmod(0o755)
         os.chown(self.place, USER, USER)
         self.call("spec", "--rootless", "--bundle", str(self.place))
         self.config = json.loads((self.place / "config.json").read_text())
@@ -210,14 +208,24 @@ class Ordinary:
         return self.call("run", "-b", str(self.place), "mine", **settings)
 
 
-def test_without_root_a_user_runs_a_container_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.fixture
+def ordinary() -> Iterator[Ordinary]:
+    place = Path(tempfile.mkdtemp(prefix="nacre-ordinary-"))  # pytest's own directories are root's alone
+    place.chmod(0o755)
+    try:
+        with made(place) as bundle:
+            yield Ordinary(bundle, place)
+    finally:
+        shutil.rmtree(place)
+
+
+def test_without_root_a_user_runs_a_container_of_its_own(ordinary: Ordinary) -> None:
     """`spec --rootless` as an ordinary user: one id mapped, no cgroups."""
-    done = Ordinary(bundle, tmp_path).run("id -u; hostname; touch /tmp/x 2>/dev/null || echo ro")
+    done = ordinary.run("id -u; hostname; touch /tmp/x 2>/dev/null || echo ro")
     assert done.stdout == "0\nnacre\nro\n", done.stderr
 
 
-def test_without_root_a_container_is_entered_and_ended_by_its_starter(bundle: Bundle, tmp_path: Path) -> None:
-    ordinary = Ordinary(bundle, tmp_path)
+def test_without_root_a_container_is_entered_and_ended_by_its_starter(ordinary: Ordinary) -> None:
     ordinary.config["process"]["args"] = ["sleep", "100"]
     (ordinary.place / "config.json").write_text(json.dumps(ordinary.config))
     with (ordinary.place / "out").open("w") as out:
@@ -234,13 +242,12 @@ def with_granted_ids(ordinary: Ordinary) -> None:
     ordinary.config["process"]["user"] = {"uid": 7, "gid": 8, "additionalGids": [9]}
 
 
-def test_without_root_a_user_maps_the_ids_that_newuidmap_grants(bundle: Bundle, tmp_path: Path) -> None:
-    tools = tmp_path / "tools"
+def test_without_root_a_user_maps_the_ids_that_newuidmap_grants(ordinary: Ordinary) -> None:
+    tools = ordinary.place.parent / "tools"
     tools.mkdir()
     for name in ("newuidmap", "newgidmap"):
         tool = shutil.copy(next(place for place in (Path("/usr/bin", name), PEERS / "usr/bin" / name) if place.exists()), tools)
         os.chmod(tool, 0o4755)
-    ordinary = Ordinary(bundle, tmp_path)
     with_granted_ids(ordinary)
     done = ordinary.run("id -u; id -G; cat /proc/self/uid_map", path=f"{tools}:/usr/bin:/bin", granted="300000:1000")
     assert done.stdout.split() == f"7 8 9 0 {USER} 1 1 300000 1000".split(), done.stderr
@@ -248,8 +255,7 @@ def test_without_root_a_user_maps_the_ids_that_newuidmap_grants(bundle: Bundle, 
     assert "newgidmap" in refused.stderr and "not allowed" in refused.stderr and "usermod --add-subgids" in refused.stderr
 
 
-def test_without_newuidmap_further_ids_are_refused_with_what_is_missing(bundle: Bundle, tmp_path: Path) -> None:
-    ordinary = Ordinary(bundle, tmp_path)
+def test_without_newuidmap_further_ids_are_refused_with_what_is_missing(ordinary: Ordinary) -> None:
     with_granted_ids(ordinary)
     refused = ordinary.run("true", path="/nowhere", granted="300000:1000")
     assert "newgidmap: No such file" in refused.stderr and "apt-get install uidmap" in refused.stderr
