@@ -50,6 +50,8 @@ BROUGHT = (
     ".cache/pycache",
     ".cache/peers/bin",
     ".cache/peers/usr/bin/busybox",
+    ".cache/peers/usr/bin/newuidmap",
+    ".cache/peers/usr/bin/newgidmap",
 )
 LEFT_HERE = re.compile(r"^(mypy|mypyc|ruff|pip|setuptools|pkg_resources|librt|ast_serialize|kubernetes_validate|.*__mypyc.*|uv)$")
 EXIT = re.compile(r"^JOB-EXIT (\d+)\s*$", re.MULTILINE)
