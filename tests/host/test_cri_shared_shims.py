@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Thread
 
 import grpc
 import pytest
-from cri_support import FOREVER, Cri, Pod, killed, log_lines, stream, until
+from cri_support import FOREVER, Cri, Pod, killed, log_lines, refused, stream, until
 
+from nacre.linux import mounts
+from nacre.oci.errors import Failure
 from nacre.wire import cri_pb2 as cri
 
 SOON_S = 5.0
@@ -67,7 +70,8 @@ def test_a_process_holds_no_descriptor_of_another_pod(service: Cri) -> None:
         running = third.start(*FOREVER, stdin=True)
         asked = service.runtime.ExecSync.future(cri.ExecSyncRequest(container_id=running, cmd=["sleep", "100"], timeout=100))
         shim = service.shim(first.id)
-        until(lambda: len(_children(shim)) == 5)
+        until(lambda: b"sleep 100 " in {_says(pid) for pid in _children(shim)})
+        assert len(_children(shim)) == 5
         owners: dict[str, set[int]] = {}
         for pid in _descendants(shim):
             for held in _pipes(pid):
@@ -137,6 +141,41 @@ def test_a_log_that_takes_no_more_holds_up_its_own_pod_alone(service: Cri) -> No
         logs.rmdir()
 
 
+@contextmanager
+def dead_file_server(path: Path) -> Iterator[Path]:
+    """A file system below which every look-up hangs until it is taken away: FUSE without anybody who answers."""
+    path.mkdir()
+    with open("/dev/fuse", "r+b", buffering=0) as device:
+        options = f"fd={device.fileno()},rootmode=40000,user_id=0,group_id=0,allow_other"
+        mounts.mount("dead", str(path), "fuse", 0, options)
+        try:
+            yield path / "anything"
+        finally:
+            mounts.umount2(str(path), mounts.UnmountFlag.DETACH)
+    path.rmdir()
+
+
+def test_a_container_whose_making_hangs_holds_up_no_other_pod_and_fails_when_it_is_killed(service: Cri, tmp_path: Path) -> None:
+    with neighbours(service, 2) as (hung, other), dead_file_server(tmp_path / "dead") as place:
+        untouched = other.start("sh", "-c", "read x; exit 4", stdin=True, stdin_once=True, name="main")
+        shim, before = service.shim(hung.id), set(_children(service.shim(hung.id)))
+        mount = cri.Mount(container_path="/data", host_path=str(place))
+        asked = Thread(target=lambda: failures.append(refused(lambda: hung.create(*FOREVER, mounts=[mount]))[1]))
+        failures: list[Failure] = []
+        asked.start()
+        (init,) = until(lambda: set(_children(shim)) - before)
+        assert service.exec(untouched, "true", timeout_s=int(SOON_S)).exit_code == 0
+        assert service.sh(other.start(*FOREVER), "echo made meanwhile") == "made meanwhile\n"
+        url = service.runtime.Attach(cri.AttachRequest(container_id=untouched, stdin=True, stdout=True)).url
+        stream(url, stdin=b"now\n")
+        assert service.ended(untouched, SOON_S).exit_code == 4
+        assert asked.is_alive()
+        os.kill(init, 9)
+        asked.join(SOON_S)
+        assert "killed by SIGKILL" in failures[0].cause
+        assert service.exec(hung.start(*FOREVER), "true").exit_code == 0
+
+
 def test_a_killed_shim_takes_all_of_its_pods_and_no_other(own_cri: Callable[..., Cri]) -> None:
     service = own_cri(settings="pods_per_shim = 3\n")
     pods = [service.run_pod() for _ in range(3)]
@@ -199,6 +238,10 @@ def _descendants(pid: int) -> Iterator[int]:
         yield from _descendants(child)
 
 
+def _says(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+
+
 def _pipes(pid: int) -> set[str]:
     names = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
     return {name for name in names if name.startswith(("pipe:", "socket:"))}
@@ -210,4 +253,4 @@ def _pod_of(pid: int, pods: tuple[Pod, ...]) -> int:
     for number, pod in enumerate(pods):
         if pod.id in groups:
             return number
-    raise AssertionError(f"process {pid} is nobody's: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}")
+    raise AssertionError(f"process {pid} is nobody's: {_says(pid)!r}")

@@ -25,10 +25,11 @@ from nacre.runc.life import cgroup_of, explain_death, oci_state, remove_director
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     Stdio = Sequence[int | None]
+    Meanwhile = Callable[[int, int], int | None]
 
 _LATE_BELOW = 8 << 20  # a memory limit smaller than what the set-up itself may touch once it is inside
 
@@ -59,12 +60,14 @@ def create(
     extra_environment: Sequence[str] = (),
     config: str = "",
     seek_program: bool = False,
+    meanwhile: Meanwhile | None = None,
 ) -> Launch:
     """Create the container from BUNDLE/config.json: all is set up, its process waits to be started.
 
     `stdio` are descriptors (None: /dev/null), which stay the caller's; with `tty` (or process.terminal) a terminal replaces them: its
     master is in the answer, or sent to `console_socket`. `seccomp_bpf` names a compiled filter to use instead of linux.seccomp.
     `config` names the document where it is not the bundle's config.json. `seek_program`: a program that is nowhere fails here already.
+    `meanwhile` is called with the child's pid and a descriptor, waits for that in its own way, and answers the wait status if it has reaped it.
     Raises a Failure, having undone everything.
     """
     oci_spec.check_id(identifier)
@@ -75,7 +78,7 @@ def create(
     facts = {"tty": tty or spec["process"].get("terminal", False), "preserve": preserve_fds, "seek_program": seek_program}
     facts |= {"pivot": not no_pivot, "new_keyring": not no_new_keyring}
     try:
-        return _made(record, spec, layout, facts, stdio, seccomp_bpf, console_socket)
+        return _made(record, spec, layout, facts, stdio, seccomp_bpf, console_socket, meanwhile)
     except HookFailed as failure:
         _after_failed_hook(failure, record)
         raise
@@ -89,6 +92,7 @@ def _made(
     stdio: Stdio,
     seccomp_bpf: str,
     console_socket: str,
+    meanwhile: Meanwhile | None,
 ) -> Launch:
     """`facts` are of `plan.Host`."""
     classes = _classes_of_service(spec)
@@ -108,7 +112,7 @@ def _made(
                 from nacre.runc import resctrl
 
                 record = record.but(resctrl=resctrl.prepare(spec["linux"]["intelRdt"], record.id, classes, undo))
-            child = _launch(record, spec, orders, cgroup, lock, undo)
+            child = _launch(record, spec, orders, cgroup, lock, undo, meanwhile)
             child = child.but(warnings=(*left_out, *child.warnings))
             mapped.close()
             if cgroup is not None:
@@ -155,7 +159,13 @@ def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: Ex
 
 
 def _launch(
-    record: Record, spec: Mapping[str, Any], orders: init.Orders, cgroup: cgroups.Cgroup | None, directory: int, undo: ExitStack
+    record: Record,
+    spec: Mapping[str, Any],
+    orders: init.Orders,
+    cgroup: cgroups.Cgroup | None,
+    directory: int,
+    undo: ExitStack,
+    meanwhile: Meanwhile | None,
 ) -> Launch:
     with ExitStack() as held:
         cradle, gates = _ways_in(record, cgroup, held)
@@ -176,6 +186,8 @@ def _launch(
         for point in ("prestart", "createRuntime"):
             hooks.run_all(spec.get("hooks", {}), point, document)
 
+    if meanwhile is not None:
+        launcher.ended = meanwhile(launcher.pid, launcher.fileno())
     try:
         child = launcher.wait(act_from_outside)
     except InitDied as failure:

@@ -56,6 +56,7 @@ class Launcher:
         self, orders: init.Orders, birth: Birth, *, gates: Sequence[tuple[str, int]], listener: socket.socket | None
     ) -> None:
         self.orders = orders
+        self.ended: int | None = None  # its wait status, where somebody else has reaped it
         self._birth = birth
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -118,6 +119,10 @@ class Launcher:
             raise SyscallError(call, number)
         return int(words[0])
 
+    def fileno(self) -> int:
+        """Readable when the child has something to say, or has died."""
+        return self._channel.fileno()
+
     def wait(self, act_from_outside: Callable[[], None] | None = None) -> Child:
         """Serve the child until it says "created" (or "ready", for further orders). Raises what it reports, or InitDied."""
         child = Child(self.pid)
@@ -165,6 +170,8 @@ class Launcher:
     def abandon(self) -> None:
         """Take the child back: it is killed and reaped."""
         self._channel.close()
+        if self.ended is not None:
+            return  # the number may be another's by now
         try:
             os.kill(self.pid, signals.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -197,7 +204,7 @@ class Launcher:
         """The channel closed without a word."""
         ending = "it ended silently"
         try:
-            _, status = os.waitpid(self.pid, 0)
+            status = os.waitpid(self.pid, 0)[1] if self.ended is None else self.ended
             code = os.waitstatus_to_exitcode(status)
             ending = f"killed by {signal_name(-code)}" if code < 0 else f"it ended with status {code}"
         except ChildProcessError:

@@ -19,9 +19,9 @@ from typing import Any
 from nacre.linux.cgroup_names import booted, resolve
 from nacre.linux.cgroups import Cgroup
 from nacre.oci.errors import Failure
-from nacre.oci.handler import Host, Sandbox, Stdio
+from nacre.oci.handler import Sandbox, Stdio
 from nacre.shim.processes import exit_code, in_child
-from nacre.shim.runc_handler import RuncHandler, descriptors_of, standing
+from nacre.shim.runc_handler import RuncHandler, SharedHost, descriptors_of, standing
 
 _LOG, _PID, _CONSOLE = "foreign.log", "foreign.pid", "console.sock"
 _LAST = 4096  # bytes of a log that are read
@@ -34,7 +34,7 @@ class ForeignRuntimeFailed(Failure):
 class ForeignHandler(RuncHandler):
     """Handler over the binary in the sandbox's settings."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: SharedHost) -> None:
         super().__init__(host)
         self._binary = ""
 

@@ -53,13 +53,26 @@ class Loop:
         """Until `end`."""
         self._reap()
         while not self._ending:
-            timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for key, _events in self._selector.select(timeout):
-                watched = self._selector.get_map().get(key.fd)
-                if watched is not None and watched.data is key.data:  # a callback before this one may have let it go
-                    _guarded(key.data)
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                _guarded(heapq.heappop(self._timers)[2])
+            self._turn()
+
+    def run_until(self, fd: int) -> None:
+        """From within a callback: go on with all else until `fd` is readable. Such waits end in the reverse of the order in which they began."""
+        ready: list[int] = []
+        self.watch(fd, lambda: ready.append(fd))
+        try:
+            while not ready:
+                self._turn()
+        finally:
+            self.unwatch(fd)
+
+    def _turn(self) -> None:
+        timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        for key, _events in self._selector.select(timeout):
+            watched = self._selector.get_map().get(key.fd)
+            if watched is not None and watched.data is key.data:  # a callback before this one may have let it go
+                _guarded(key.data)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            _guarded(heapq.heappop(self._timers)[2])
 
     def end(self) -> None:
         self._ending = True

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from nacre import runc
 from nacre.linux import mounts
@@ -36,6 +36,16 @@ def host_layout() -> Layout:
     return discover()
 
 
+class SharedHost(Host, Protocol):
+    """A host that has other pods too."""
+
+    def serve_others(self, pid: int, fd: int) -> int | None:
+        """Until `fd`, by which child `pid` speaks, is readable: other pods of the shim are served, and this one's requests wait.
+
+        Answers the child's wait status if it has been reaped.
+        """
+
+
 class SandboxInitDied(Failure):
     """The init of a pod's shared PID namespace ended, and every process of the pod with it."""
 
@@ -43,7 +53,7 @@ class SandboxInitDied(Failure):
 class RuncHandler:
     """Handler (see `oci.handler.Handler` for every call's meaning)."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: SharedHost) -> None:
         self._host = host
         self._sandbox: Sandbox | None = None
         self._layout = host_layout()
@@ -116,6 +126,7 @@ class RuncHandler:
                 tty=stdio.tty,
                 layout=self._layout,
                 systemd_cgroup=booted(),
+                meanwhile=self._host.serve_others,
             )
         return launch.pid, records.read(self.root, container).cgroup, launch.console
 

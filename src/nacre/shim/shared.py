@@ -41,9 +41,12 @@ class Shim:
         else:
             self.loop.end()
 
-    def reap(self, pid: int, callback: Callable[[int], None]) -> None:
-        """Call back with the wait status once child `pid` has ended."""
-        self._children[pid] = callback
+    def reap(self, pid: int, callback: Callable[[int], None] | None) -> None:
+        """Call back with the wait status once child `pid` has ended; None: do not call back any more."""
+        if callback is not None:
+            self._children[pid] = callback
+        else:
+            self._children.pop(pid, None)
 
     def run(self) -> None:
         """Until no pod is left."""

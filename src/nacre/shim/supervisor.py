@@ -59,6 +59,21 @@ class Supervisor:
     def reap(self, pid: int, callback: Callable[[int], None]) -> None:
         self._shim.reap(pid, callback)
 
+    def serve_others(self, pid: int, fd: int) -> int | None:
+        """What hangs here (a dead file server behind a mount) must hold up nobody else. This pod's own calls keep their order."""
+        waiting = [self._listener, *self._clients.values()]
+        for each in waiting:
+            self._loop.unwatch(each.fileno())
+        ends: list[int] = []
+        self._shim.reap(pid, ends.append)
+        try:
+            self._loop.run_until(fd)
+        finally:
+            self._shim.reap(pid, None)
+            for each in waiting:
+                self._watch(each)
+        return ends[0] if ends else None
+
     def inherited(self, name: str) -> int | None:
         return self._shim.inherited.get(name)
 
@@ -83,13 +98,17 @@ class Supervisor:
 
     def listen(self) -> None:
         self._listener.setblocking(False)
-        self._loop.watch(self._listener.fileno(), self._accept)
+        self._watch(self._listener)
 
     def _accept(self) -> None:
         client, _address = self._listener.accept()
         client.setblocking(False)
         self._clients[client.fileno()] = client
-        self._loop.watch(client.fileno(), lambda: self._request(client))
+        self._watch(client)
+
+    def _watch(self, sock: socket.socket) -> None:
+        if sock.fileno() >= 0:  # a client may have been dropped while it was not watched
+            self._loop.watch(sock.fileno(), self._accept if sock is self._listener else lambda: self._request(sock))
 
     def _drop(self, client: socket.socket) -> None:
         self._loop.unwatch(client.fileno())
