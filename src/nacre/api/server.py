@@ -93,7 +93,10 @@ class Api:
             words = f"Request entity too large: limit is {decode.BODY_LIMIT}"
             return _refused(Refusal(413, "RequestEntityTooLarge", words))
         except web.RequestPayloadError as error:
-            return _refused(bad_request(f"the body of the request cannot be read: {error}"))
+            request.content.feed_eof()  # else aiohttp reads on after the answer, and logs the same error as its own
+            response = _refused(bad_request(f"the body of the request cannot be read: {error}"))
+            response.force_close()
+            return response
         except RecursionError:
             return _refused(bad_request("the body of the request is nested too deeply"))
         except ConnectionError:
