@@ -22,12 +22,10 @@ from nacre.agent.frames import Channel
 from nacre.agent.relay import Relay, resize
 from nacre.agent.spares import Spares
 from nacre.linux import cgroups
-from nacre.oci import state
 from nacre.oci.errors import AlreadyExists, Failure, NotFound, Unsupported
 from nacre.runc.spare import Spare
 
 runc.load()  # here, once: children forked for a container must find every module in memory
-state.keep_in_memory()  # PID 1 alone acts on the guest's containers, and no record outlives it
 
 BUNDLES = f"{boot.RUN}/containers"
 RUNC = f"{boot.RUN}/runc"

@@ -21,6 +21,7 @@ from nacre.agent.loop import Loop
 from nacre.agent.relay import Relay
 from nacre.linux import boot as power
 from nacre.linux import process
+from nacre.oci import state
 from nacre.oci.errors import Failure, Invalid, encode, from_exception
 
 READ = 256 << 10
@@ -252,6 +253,7 @@ def main() -> None:
     prepared_ms = time.monotonic_ns() // 1_000_000
     uevents = boot.Uevents()
     port = boot.open_port(uevents)
+    state.keep_in_memory()  # PID 1 alone acts on the guest's containers, and no record outlives it
     agent = Agent(port, uevents)
     gc.collect()
     gc.freeze()
