@@ -1,6 +1,6 @@
 """The container runtime: from an OCI bundle to processes in namespaces and cgroups, and back to nothing.
 
-Called by the shim's set-up child, by the guest agent (the same code as PID 1's helper inside a VM) and by the command `nacre-runc`
+Called by shims, by the guest agent (the same code as PID 1's helper inside a VM) and by the command `nacre-runc`
 (`main`). Imports `nacre.oci` and `nacre.linux`, standard library only. Owns a container's directory below the runtime's root and its
 cgroups, from `create` to `delete`; bundle, root filesystem and reaping of the processes are the caller's.
 
