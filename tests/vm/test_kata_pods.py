@@ -191,6 +191,15 @@ def test_clones_differ_in_what_must_not_be_shared(kata: Cri) -> None:
     assert {name for name in one if one[name] == other[name]} == set()
 
 
+def test_nothing_of_the_rehearsal_is_left_in_a_pods_machine(kata: Cri) -> None:
+    """The template was asked for a link with an address, files and a container before it was saved."""
+    with kata.pod(handler="kata") as pod:
+        text = pod.run("ip -4 addr show eth0; ip route; cat /etc/resolv.conf; mount; ls -l /dev/shm")
+        addresses = [line.split()[1].split("/")[0] for line in text.splitlines() if line.strip().startswith("inet ")]
+        assert addresses == [pod.status().network.ip]
+        assert "192.0.2." not in text and "rehearsal" not in text and "nacre-warm" not in text
+
+
 def test_qemu_runs_as_a_user_of_its_own_in_the_pods_cgroup_without_a_network(kata: Cri) -> None:
     with kata.pod(handler="kata") as pod:
         (qemu,) = qemus(kata.prefix)
