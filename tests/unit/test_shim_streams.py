@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,28 @@ def test_a_client_that_does_not_read_stops_the_stream_and_gets_every_byte_later(
     assert ended == [stream] and os.read(client, 1) == b""
     log.close()
     os.close(client)
+
+
+def test_what_a_client_has_seen_is_in_the_log(loop: Loop, tmp_path: Path) -> None:
+    seen_first: list[bool] = []
+
+    class Watched(Log):
+        def write(self, lines: bytes) -> bool:
+            seen_first.append(bool(select.select([client], [], [], 0)[0]))
+            return super().write(lines)
+
+    read, write = os.pipe()
+    client, outlet = os.pipe()
+    log = Watched(str(tmp_path / "log"), lambda _why: None)
+    stream = Stream(loop, read, "stdout", log, lambda _stream: None)
+    stream.attach(outlet)
+    os.write(write, b"a line\n")
+    turn(loop)
+    assert os.read(client, 100) == b"a line\n" and seen_first == [False]
+    stream.close()
+    log.close()
+    os.close(client)
+    os.close(write)
 
 
 def test_input_waits_for_room_and_its_last_source_ends_it(loop: Loop) -> None:

@@ -214,11 +214,11 @@ class Stream:
             self._finish()
             return
         self._taken += len(data)
+        logged = self._log.write(self._splitter.feed(data, time.time_ns()))  # first: what a client has seen is in the log
         for outlet in list(self._outlets):
             if not outlet.write(data):
                 self._outlets.remove(outlet)
                 outlet.end()
-        logged = self._log.write(self._splitter.feed(data, time.time_ns()))
         if not logged or any(outlet.full for outlet in self._outlets):
             self._loop.unwatch(self.fd)
         if not logged:
