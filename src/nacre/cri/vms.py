@@ -46,6 +46,7 @@ class Vms:
         self._pods, self._settings = pods, settings
         self._members: list[str] = []  # sandbox ids, oldest first
         self._template: tuple[str, int, int] | None = None  # path, inode, modification time of what the zygote has
+        self._looked_at = 0.0  # when it was last found to be of this kernel, QEMU and nacre, by time.monotonic
         self._preparing: asyncio.Task[None] | None = None
         self._filling = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
@@ -127,6 +128,7 @@ class Vms:
 
     async def _prepare(self) -> None:
         path = await self._make()
+        self._looked_at = time.monotonic()
         if path is None:
             return
         found = os.stat(path)
@@ -189,7 +191,10 @@ class Vms:
 
     async def _tend(self) -> None:
         try:
-            await self._prepared() if self._template is None else await self._prepare()
+            if self._template is None:
+                await self._prepared()
+            elif time.monotonic() - self._looked_at >= LOOK_AGAIN_S:
+                await self._prepare()
             async with self._filling:
                 while len(self._members) < self._pods.config.kata.pool and not self._stopped:
                     self._members.append(await self._member())
