@@ -305,6 +305,12 @@ async def test_unknown_fields_warn_or_refuse_or_vanish(kube: Kube, node: Node) -
             assert 'duplicate field \\"data.k\\"' in await answer.text()
 
 
+async def test_a_pod_that_asks_for_nothing_unusual_meets_no_warning(kube: Kube, node: Node) -> None:
+    async with aiohttp.ClientSession() as session:
+        async with session.post(node.url + PODS, json=pod("plain"), ssl=client_context(str(node.pki), "admin")) as answer:
+            assert answer.status == 201 and "Warning" not in answer.headers
+
+
 async def test_every_fault_is_named_in_a_cause(kube: Kube) -> None:
     thing = pod("Bad_Name")
     thing["spec"]["containers"] = [{"name": "c", "image": "i", "ports": [{"containerPort": 99999}]}, {"name": "c"}]

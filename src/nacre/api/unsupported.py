@@ -73,7 +73,7 @@ POD = (
     Gap("spec.volumes[].projected.sources[].podCertificate", True, "pod certificates are not issued"),
     Gap("spec.hostUsers", True, "user namespaces are not made for pods yet", (True,)),
     Gap("spec.priority", False, "pods do not displace one another", (0,)),
-    Gap("spec.preemptionPolicy", False, "pods do not displace one another"),
+    Gap("spec.preemptionPolicy", False, "pods do not displace one another", ("PreemptLowerPriority",)),
     Gap("spec.tolerations[].tolerationSeconds", False, "taints do not evict pods yet"),
     Gap("spec.securityContext.appArmorProfile.type", True, _NO_PROFILE, _APPARMOR),
     *(Gap(f"spec.{kind}[].{path}", *rest) for kind in ("containers", "initContainers") for path, *rest in _CONTAINER),
