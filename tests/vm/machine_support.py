@@ -135,6 +135,7 @@ def run(
     timeout_s: int,
     memory_mib: int = 1536,
     packages: tuple[str, ...] = (),
+    processors: int = 2,
 ) -> Outcome:
     """Boot a machine with `layout`, one of LAYOUTS, and `packages` beyond PACKAGES, and run `job` (sh) there.
 
@@ -145,7 +146,7 @@ def run(
     payload = _pack(job, files, workdir)
     unified = "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1" if layout == "systemd-v1" else ""
     command = [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-m", str(memory_mib), "-cpu", "max", "-nodefaults",
+        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", str(processors), "-m", str(memory_mib), "-cpu", "max", "-nodefaults",
         "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio", "-kernel", str(parts.kernel), "-initrd", str(parts.initrd),
         "-append", f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {unified} machine.layout={layout}",
         "-drive", f"file={parts.root},format=raw,if=virtio,snapshot=on",
