@@ -10,16 +10,15 @@ The pool refills when no VM pod has been asked for during REFILL_S, and the temp
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import secrets
-import sys
 import time
 from typing import Any
 
 from nacre.cri import callers
 from nacre.cri.pods import Pods, background
+from nacre.images import child
 from nacre.kata import process, template
 from nacre.kata.handler import TEMPLATE
 from nacre.kata.template import TemplateBroken
@@ -155,30 +154,17 @@ class Vms:
         """Run the maker to its end; its progress into our log, and to who waits. Raises the Failure that it tells."""
         doing = self._pods.doing
         words = doing[_SUBJECT] = _ANEW if self._is_built() else _FIRST
-        command = [sys.executable, "-P", "-m", "nacre.kata.template", self._pods.config.prefix, str(os.getpid())]
-        maker = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        assert maker.stdout is not None and maker.stderr is not None
+
+        def say(news: str) -> None:
+            log.info("%s", news)
+            doing[_SUBJECT] = f"{words}: {news}"
+
         try:
-            async for line in maker.stdout:
-                said = json.loads(line)
-                if "failure" in said:
-                    raise decode(said["failure"])
-                if "path" in said:
-                    path: str | None = said["path"]
-                    return path
-                log.info("%s", said["progress"])
-                doing[_SUBJECT] = f"{words}: {said['progress']}"
-            last = (await maker.stderr.read(65536)).decode("utf-8", "replace").splitlines()
-            raise Failure(
-                what="make the template of virtual machines", cause="its maker ended without a word", evidence=tuple(last)
-            )
+            what, prefix = "make the template of virtual machines", self._pods.config.prefix
+            path: str | None = (await child.made(what, "nacre.kata.template", prefix, progress=say))["path"]
+            return path
         finally:
             doing.pop(_SUBJECT, None)
-            if maker.returncode is None and self._stopped:
-                maker.kill()
-            await maker.wait()
 
     # the pool
 

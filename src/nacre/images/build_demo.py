@@ -309,7 +309,7 @@ def _is_unwanted(name: str) -> bool:
 
 
 def main() -> None:
-    """PREFIX NAME PARENT: see `local`."""
+    """PREFIX NAME PARENT: see `child.made`."""
     set_parent_death_signal(signal.SIGKILL)
     prefix, name, parent = sys.argv[1:]
     if os.getppid() != int(parent):

@@ -1,4 +1,4 @@
-"""The daemon's side of the processes it executes for images: the unpacker's conversation, and one-shot tools with their stderr."""
+"""The daemon's side of the processes that do long work for it: makers, the unpacker's conversation, and one-shot tools with their stderr."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from nacre.images.places import Places, StoreLock
@@ -25,6 +26,34 @@ def python(module: str, *arguments: str) -> list[str]:
 
 def last_lines(data: bytes) -> tuple[str, ...]:
     return tuple(data.decode("utf-8", "replace").splitlines()[-EVIDENCE_LINES:])
+
+
+async def made(what: str, module: str, *arguments: str, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Have one of our modules make something that takes long, in a process of its own that ends with ours (its last argument is our pid).
+
+    It says one JSON object a line: {"progress"} for `progress`, and at the end a {"failure"}, which is raised, or what it answers.
+    Cancelled, it is killed and reaped. Its environment is ours, as it may need a proxy.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *python(module, *arguments, str(os.getpid())), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        async for line in process.stdout:
+            said: dict[str, Any] = json.loads(line)
+            if "failure" in said:
+                raise decode(said["failure"])
+            if "progress" not in said:
+                return said
+            progress(said["progress"])
+        raise Failure(what=what, cause="its maker ended without a word", evidence=last_lines(await process.stderr.read()))
+    except asyncio.CancelledError:
+        if process.returncode is None:
+            process.kill()
+        raise
+    finally:
+        await process.wait()
 
 
 class Unpacker:
