@@ -62,25 +62,17 @@ class Stock(Value):
     def rest(self, config: Tree) -> dict[str, Any] | None:
         """The document without the stock part; None when it has another. Its cgroup's path and its hooks are the caller's to take out."""
         linux, own = config.get("linux"), config.get("mounts")
-        if not isinstance(linux, dict) or not isinstance(own, list) or not config.keys() <= _TAKEN or config.get("hooks"):
+        if not isinstance(linux, dict) or not isinstance(own, list) or not isinstance(config.get("process"), dict):
             return None
-        wanted = {"namespaces": list(_NAMESPACES), "maskedPaths": self.masked, "readonlyPaths": self.readonly}
-        if any(linux.get(key) != value for key, value in wanted.items()) or own[: len(self.mounts)] != self.mounts:
+        if not config.keys() <= _TAKEN or config.get("hooks") or not linux.keys() <= _TAKEN_LINUX or linux.get("devices"):
             return None
-        resources = linux.get("resources")
-        if not linux.keys() <= _TAKEN_LINUX or linux.get("devices") or not isinstance(resources, dict):
+        same = {"namespaces": list(_NAMESPACES), "maskedPaths": self.masked, "readonlyPaths": self.readonly}
+        if any(linux.get(key) != value for key, value in same.items()) or own[: len(self.mounts)] != self.mounts:
             return None
-        own = own[len(self.mounts) :]
-        if not all(isinstance(mount, dict) and self._is_apart(mount) for mount in own) or not isinstance(
-            config.get("process"), dict
-        ):
+        own, resources = own[len(self.mounts) :], linux.get("resources")
+        if not self._are_apart(own) or not isinstance(resources, dict) or container.is_tight(resources):
             return None
-        if (
-            container.is_tight(resources)
-            or not len({plan.clean(mount["destination"]) for mount in own}) == len(own) < _DESCRIPTORS - 4
-        ):
-            return None
-        kept = {"namespaces": list(_NAMESPACES), "resources": resources}
+        kept: dict[str, Any] = {"namespaces": list(_NAMESPACES), "resources": resources}
         if resources.get("devices") == self.devices:
             kept["resources"] = {key: value for key, value in resources.items() if key != "devices"}
         if profile := linux.get("seccomp"):
@@ -88,6 +80,12 @@ class Stock(Value):
                 return None  # what brings its listener out is loaded on demand, and the waiting process loads nothing any more
             kept["seccomp"] = profile
         return {**config, "mounts": own, "linux": kept}
+
+    def _are_apart(self, own: Sequence[Tree]) -> bool:
+        """Whether no two of these have one place, none makes a difference to the stock mounts, and one message carries them all."""
+        if not all(isinstance(mount, dict) and self._is_apart(mount) for mount in own):
+            return False
+        return len({plan.clean(mount["destination"]) for mount in own}) == len(own) < _DESCRIPTORS - 4
 
     def _is_apart(self, mount: Tree) -> bool:
         """Whether it is a bind that makes no difference to the stock mounts, nor they to it."""
