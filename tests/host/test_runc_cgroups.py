@@ -59,23 +59,25 @@ def test_update_changes_what_is_named_and_leaves_the_rest(bundle: Bundle, tmp_pa
     assert "linux.resources.pids.limit" in bundle.fails("update", "-r", "-", bundle.name, input='{"pids": {"limit": "many"}}')
 
 
-def test_a_limit_below_what_is_in_use_is_refused_with_the_figures(bundle: Bundle) -> None:
+def fill(bundle: Bundle) -> None:
+    """32 of the 64 MiB that it may have are in use when this returns, and the kernel cannot give them back."""
     bundle.linux["resources"]["memory"] = {"limit": 64 * MIB}
     bundle.mount("/mnt", "tmpfs", "tmpfs")
     bundle.up("dd if=/dev/zero of=/mnt/fill bs=1M count=32 2>/dev/null; echo full; exec sleep 100")
     while "full" not in bundle.output():
         pass
-    done = bundle.call("update", "--memory", "1m", "--memory-swap", "1m", bundle.name)
-    if cgroups.discover().need("memory", "test").version == 1:
-        assert done.returncode == 1 and "Device or resource busy" in done.stderr and "memory.usage_in_bytes is" in done.stderr
+
+
+def test_a_limit_below_what_is_in_use_is_refused_with_the_figures(bundle: Bundle) -> None:
+    if cgroups.discover().need("memory", "test").version == 2:
+        pytest.skip("cgroup v2 takes any limit, and kills for it")
+    fill(bundle)
+    said = bundle.fails("update", "--memory", "1m", "--memory-swap", "1m", bundle.name)
+    assert "Device or resource busy" in said and "memory.usage_in_bytes is" in said
 
 
 def test_a_limit_is_checked_before_it_is_set_when_asked(bundle: Bundle) -> None:
-    bundle.linux["resources"]["memory"] = {"limit": 64 * MIB}
-    bundle.mount("/mnt", "tmpfs", "tmpfs")
-    bundle.up("dd if=/dev/zero of=/mnt/fill bs=1M count=32 2>/dev/null; echo full; exec sleep 100")
-    while "full" not in bundle.output():
-        pass
+    fill(bundle)
     asked = '{"memory": {"limit": %d, "checkBeforeUpdate": true}}'
     assert "memory.checkBeforeUpdate is set" in bundle.fails("update", "-r", "-", bundle.name, input=asked % MIB)
     assert read(bundle, "memory", "memory.limit_in_bytes", "memory.max") == str(64 * MIB)
