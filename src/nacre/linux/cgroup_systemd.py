@@ -169,12 +169,8 @@ class ScopeCgroup(Cgroup):
             self._placeholder.end()
             self._placeholder = None
 
-    def apply(self, resources: dict[str, Any]) -> list[str]:
-        named = properties_of(resources, self.layout)
-        if named:
-            with Systemd() as systemd:
-                systemd.set(self._unit, named)
-        return super().apply(resources)
+    def _tell(self, resources: dict[str, Any]) -> None:
+        _set(self._unit, properties_of(resources, self.layout))
 
     def remove(self) -> None:
         self._leave()
@@ -201,17 +197,19 @@ class SliceCgroup(Cgroup):
                 systemd.set(self._unit, accounting)  # made by an earlier run of ours, or by systemd for something below it
         super().create(limits=limits)
 
-    def apply(self, resources: dict[str, Any]) -> list[str]:
-        named = properties_of(resources, self.layout)
-        if named:
-            with Systemd() as systemd:
-                systemd.set(self._unit, named)
-        return super().apply(resources)
+    def _tell(self, resources: dict[str, Any]) -> None:
+        _set(self._unit, properties_of(resources, self.layout))
 
     def remove(self) -> None:
         with Systemd() as systemd:
             systemd.stop(self._unit)
         super().remove()
+
+
+def _set(unit: str, properties: Properties) -> None:
+    if properties:
+        with Systemd() as systemd:
+            systemd.set(unit, properties)
 
 
 def group(layout: Layout, path: str) -> Cgroup:

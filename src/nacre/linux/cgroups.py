@@ -184,6 +184,7 @@ class Cgroup:
         Raises CgroupMissing for a controller that the host lacks, LimitRefused for a value that the kernel refuses.
         """
         self._check_before(resources.get("memory") or {})
+        self._tell(resources)
         left: list[str] = []
         for write in self._writes(resources):
             hierarchy = self.layout.find(write.controller)
@@ -202,6 +203,9 @@ class Cgroup:
         if resources.get("devices") is not None:
             self._apply_devices(cgroup_values.device_rules(resources["devices"]))
         return [f"linux.resources.{told} is left out: the cgroups of this host have no file for it" for told in left if told]
+
+    def _tell(self, resources: dict[str, Any]) -> None:
+        """Limits that pass the check, to whoever would undo them later (see cgroup_systemd)."""
 
     def _check_before(self, memory: dict[str, Any]) -> None:
         """memory.checkBeforeUpdate: rather no new limit than one that kills what runs."""
