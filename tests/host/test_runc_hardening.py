@@ -16,6 +16,7 @@ from runc_support import RUNC, Bundle, made, with_user_namespace
 from test_runc_crashes import STRACE
 
 from nacre.linux import paths
+from nacre.linux.interpreter import HELD
 from nacre.linux.libc import SyscallError
 from nacre.linux.namespaces import Clone, unshare
 
@@ -37,15 +38,51 @@ def test_the_hosts_interpreter_is_not_what_a_container_finds_at_proc_self_exe(bu
         )  # opening it to write is refused while any python3 runs, which proves nothing
 
 
+def traced(bundle: Bundle, trace: Path, before: str, *arguments: str) -> str:
+    """Run nacre-runc after the shell line `before`, in a mount namespace with nothing at HELD; the calls that concern its interpreter."""
+    os.makedirs(HELD, exist_ok=True)
+    line = f'mount -t tmpfs none {HELD}; {before} exec "$@"'
+    words = ("unshare", "-m", "sh", "-ec", line, "sh", STRACE, "-q", "-e", "trace=execve,open_tree,mount_setattr,move_mount")
+    done = Bundle(**{**vars(bundle), "runtime": (*words, "-o", str(trace), RUNC)}).call(*arguments)
+    assert done.returncode == 0, done.stderr
+    return trace.read_text()
+
+
+AGAIN = r'open_tree\(AT_FDCWD, "/proc/self/exe".*\n.*mount_setattr\(.*RDONLY.*\n(.*\n)*execve\("/proc/self/fd/'
+
+
 def test_the_interpreter_of_exec_is_out_of_reach_too(bundle: Bundle, tmp_path: Path) -> None:
     bundle.up()
-    trace = tmp_path / "trace"
-    words = (STRACE, "-q", "-e", "trace=execve,open_tree,mount_setattr", "-o", str(trace), RUNC)
-    assert Bundle(**{**vars(bundle), "runtime": words}).call("exec", bundle.name, "true").returncode == 0
-    lines = trace.read_text()
-    assert re.search(
-        r'open_tree\(AT_FDCWD, "/proc/self/exe".*\n.*mount_setattr\(.*RDONLY.*\n(.*\n)*execve\("/proc/self/fd/', lines
-    ), lines
+    lines = traced(bundle, tmp_path / "trace", "", "exec", bundle.name, "true")
+    assert re.search(AGAIN, lines) and lines.count("move_mount(") == 1, lines
+
+
+def test_the_next_command_starts_from_the_mount_that_the_first_one_left(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.up()
+    lines = traced(bundle, tmp_path / "trace", f"{RUNC} --root {bundle.root} exec {bundle.name} true;", "exec", bundle.name, "true")
+    assert re.findall(r'execve\("([^"]*)"', lines) == [RUNC, f"{HELD}/bin/python"], lines
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (f"mount --bind {os.path.realpath(sys.executable)} {HELD}/bin/python", False),  # anyone could write through that
+        (f"cp {os.path.realpath(sys.executable)} {HELD}/x; mount --bind {HELD}/x {HELD}/bin/python", False),  # another's
+        (
+            f"cp {os.path.realpath(sys.executable)} {HELD}/x; mount --bind {HELD}/x {HELD}/bin/python; rm {HELD}/x",
+            True,
+        ),  # upgraded
+    ],
+    ids=["writable", "another installation's", "one that an upgrade replaced"],
+)
+def test_what_else_stands_in_the_place_of_that_mount_is_not_trusted(
+    bundle: Bundle, tmp_path: Path, there: str, taken: bool
+) -> None:
+    bundle.up()
+    before = f"mkdir {HELD}/bin; touch {HELD}/bin/python; {there};"
+    lines = traced(bundle, tmp_path / "trace", before, "exec", bundle.name, "true")
+    assert re.search(AGAIN, lines), lines
+    assert ("move_mount(" in lines) is taken, lines
 
 
 def test_where_mounts_cannot_be_made_the_interpreter_is_a_sealed_copy(tmp_path: Path) -> None:

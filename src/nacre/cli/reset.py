@@ -10,6 +10,7 @@ import click
 from nacre.cli import host, lifecycle, output
 from nacre.cli.privilege import require_root
 from nacre.config import Config
+from nacre.linux import interpreter
 from nacre.oci.errors import Failure
 
 
@@ -39,6 +40,8 @@ def reset(config: Config, yes: bool, keep_images: bool) -> None:
         output.say(f"  {failure}; killing what is left", "warn")
         lifecycle.stop(config, force=True)
     remove(config, doomed)
+    if not config.prefix:
+        interpreter.let_go()
     output.say("Nothing of the node is left." if not keep_images else f"Images stay in {config.data}.")
 
 

@@ -2,7 +2,10 @@
 
 A process that enters a container can be made to execute /proc/self/exe there; who holds that open may write to it once the process has
 ended, and that binary is the host's python3. So the process that becomes a container runs from a mount of the binary that is
-read-only and attached nowhere, or where mounts cannot be made from a sealed copy in memory. Both are seen through /proc/self/exe.
+read-only, or where mounts cannot be made from a sealed copy in memory. Both are seen through /proc/self/exe.
+
+The first command leaves its mount at HELD, where the next ones start from it and need not execute themselves again. What counts is
+what /proc/self/exe says, not that HELD is there.
 
 The module is imported before anything else of nacre: what it costs every `run` pays twice.
 """
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+HELD = "/run/nacre-interpreter"  # bin/python, and beside it the way to its library; of the host, not of a node
+
+
 def out_of_reach() -> bool:
     """Whether /proc/self/exe cannot be written, whoever holds it."""
     return bool(os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY) or os.readlink("/proc/self/exe").startswith("/memfd:")
@@ -27,7 +33,7 @@ def out_of_reach() -> bool:
 def open_executable() -> int:
     """The running interpreter as a descriptor to execute by; the caller owns it."""
     try:
-        return _readonly_clone()
+        tree = _readonly_clone()
     except OSError:  # no right to make mounts, or a kernel before 5.12: the copy costs 3 ms and 7 MB instead
         from nacre.linux.memfd import sealed
 
@@ -36,31 +42,76 @@ def open_executable() -> int:
             return sealed("nacre-interpreter", source)
         finally:
             os.close(source)
+    if os.geteuid() == 0:
+        try:
+            _hold(tree)
+        except OSError:
+            pass  # a /run that is not ours to write: each command makes a clone of its own
+    return tree
 
 
 def _readonly_clone() -> int:
-    """As `mounts.bind_tree` and `mounts.mount_setattr`, by the C half of ctypes alone: the Python half takes 3 ms to load, and this process does
-    nothing else. The C half takes integers as they are and bytes as pointers; why a call was refused is not of interest here."""
-    import _ctypes
-
-    itself = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # dlopen(3)'s null; the stub wants a name
-    function = _ctypes.dlsym(itself, "syscall")
-
-    def call(name: str, *arguments: int | bytes) -> int:
-        result: int = _ctypes.call_function(function, (number(name), *arguments))
-        if result < 0:
-            raise OSError(f"{name}(2) was refused")
-        return result
-
-    clone, empty_path, current_directory, readonly = 1, 0x1000, -100, 1
-    tree = call("open_tree", current_directory, b"/proc/self/exe", clone | os.O_CLOEXEC)
+    """As `mounts.bind_tree` and `mounts.mount_setattr` would make it."""
+    clone, readonly = 1, 1
+    tree = _call("open_tree", _HERE, b"/proc/self/exe", clone | os.O_CLOEXEC)
     attributes = readonly.to_bytes(8, sys.byteorder) + bytes(24)  # to set; to clear, propagation, user namespace
     try:
-        call("mount_setattr", tree, b"", empty_path, attributes, len(attributes))
+        _call("mount_setattr", tree, b"", _EMPTY_PATH, attributes, len(attributes))
     except OSError:
         os.close(tree)
         raise
     return tree
+
+
+_HERE, _EMPTY_PATH, _DETACH = -100, 0x1000, 2
+
+
+def _call(name: str, *arguments: int | bytes) -> int:
+    """syscall(2) by the C half of ctypes alone: the Python half takes 3 ms to load, and this process does nothing else. The C half
+    takes integers as they are and bytes as pointers; why a call was refused is not of interest here."""
+    import _ctypes
+
+    itself = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # dlopen(3)'s null; the stub wants a name
+    result: int = _ctypes.call_function(_ctypes.dlsym(itself, "syscall"), (number(name), *arguments))
+    if result < 0:
+        raise OSError(f"{name}(2) was refused")
+    return result
+
+
+def _hold(tree: int) -> None:
+    """Attach the clone `tree` at HELD, unless an interpreter is there or is just being put there. Raises OSError where the host forbids it."""
+    import fcntl
+
+    os.makedirs(f"{HELD}/bin", 0o755, exist_ok=True)
+    directory = os.open(HELD, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        place = f"{HELD}/bin/python"
+        os.close(os.open(place, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o755))
+        there = os.stat(place)
+        if there.st_nlink == 0:  # an upgrade has taken that interpreter's name away
+            _call("umount2", place.encode(), _DETACH)
+        elif there.st_size:
+            return  # this one by now, or another installation's: the place is taken
+        library = f"{HELD}/{sys.platlibdir}"
+        if os.path.islink(library):
+            os.unlink(library)
+        os.symlink(f"{sys.base_prefix}/{sys.platlibdir}", library)
+        _call("move_mount", tree, b"", _HERE, place.encode(), 4)  # MOVE_MOUNT_F_EMPTY_PATH
+    finally:
+        os.close(directory)
+
+
+def let_go() -> None:
+    """Take HELD away; the next command makes it anew. Who runs from it goes on."""
+    while os.path.exists(f"{HELD}/bin/python") and os.stat(f"{HELD}/bin/python").st_size:
+        _call("umount2", f"{HELD}/bin/python".encode(), _DETACH)
+    for name in ("bin/python", sys.platlibdir):
+        if os.path.lexists(f"{HELD}/{name}"):
+            os.unlink(f"{HELD}/{name}")
+    for name in ("bin", "."):
+        if os.path.isdir(f"{HELD}/{name}"):
+            os.rmdir(f"{HELD}/{name}".removesuffix("/."))
 
 
 def command(statement: str) -> list[str]:

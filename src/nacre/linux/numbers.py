@@ -31,6 +31,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": _COMMON
     | {
         "pivot_root": 155,
+        "umount2": 166,
         "finit_module": 313,
         "seccomp": 317,
         "bpf": 321,
@@ -44,6 +45,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
     "aarch64": _COMMON
     | {
         "pivot_root": 41,
+        "umount2": 39,
         "finit_module": 273,
         "seccomp": 277,
         "bpf": 280,
