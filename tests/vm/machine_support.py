@@ -136,6 +136,7 @@ def run(
     memory_mib: int = 1536,
     packages: tuple[str, ...] = (),
     processors: int = 2,
+    kernel_words: str = "",
 ) -> Outcome:
     """Boot a machine with `layout`, one of LAYOUTS, and `packages` beyond PACKAGES, and run `job` (sh) there.
 
@@ -148,7 +149,7 @@ def run(
     command = [
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", str(processors), "-m", str(memory_mib), "-cpu", "max", "-nodefaults",
         "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio", "-kernel", str(parts.kernel), "-initrd", str(parts.initrd),
-        "-append", f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {unified} machine.layout={layout}",
+        "-append", f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {unified} {kernel_words} machine.layout={layout}",
         "-drive", f"file={parts.root},format=raw,if=virtio,snapshot=on",
         "-drive", f"file={payload},format=raw,if=virtio,readonly=on",
         "-drive", f"file={_checkout()},format=raw,if=virtio,readonly=on",

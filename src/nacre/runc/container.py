@@ -285,6 +285,7 @@ def _host(record: Record, spec: Mapping[str, Any], cgroup: cgroups.Cgroup | None
         # systemd takes a scope away that nobody enters
         late_cgroups=is_tight(spec.get("linux", {}).get("resources", {})) and not record.unit,
         security=plan.security_labels(record.apparmor, record.selinux),
+        mount_label=plan.mount_label(spec.get("linux", {})),
     )
 
 

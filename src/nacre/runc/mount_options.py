@@ -154,6 +154,13 @@ def _attribute(word: str, sets: list[MountAttr], clears: list[MountAttr], index:
         sets[index], clears[index] = sets[index] & ~attribute, clears[index] | attribute
 
 
+def with_context(data: str, label: str) -> str:
+    """`data` with SELinux's label for all that is in the file system, unless it names one; quoted, as levels have commas."""
+    if not label or any("context=" in word for word in data.split(",")):
+        return data
+    return ",".join(filter(None, (data, f'context="{label}"')))
+
+
 def propagation(word: str) -> tuple[MountFlag, bool] | None:
     """`linux.rootfsPropagation` as (kind, recursive); None for a word that is none."""
     if word in _PROPAGATION:

@@ -89,6 +89,7 @@ class Host(Value):
     furnish: fs.Step | None = None  # takes the root and brings in what was made ahead (spare): the rest of the document follows
     late_cgroups: bool = False  # a memory limit too small for the set-up: enter when all of it is over
     security: tuple[tuple[str, str], ...] = ()  # (file below /proc/PID, text)
+    mount_label: str = ""  # SELinux's, for the file systems that are made
 
 
 def namespaces_of(spec: Tree) -> tuple[dict[str, str], set[str]]:
@@ -107,8 +108,6 @@ def refuse_unsupported(spec: Tree) -> None:
     """Before the host is touched: what this runtime does not do, by name."""
     linux = spec.get("linux", {})
     what = "create the container"
-    if linux.get("mountLabel") and os.path.exists("/sys/fs/selinux/enforce"):
-        raise Unsupported(what=what, cause="linux.mountLabel on a host with SELinux", remedy="remove linux.mountLabel")
     persona = linux.get("personality", {})
     if persona.get("domain", "LINUX") not in PERSONALITIES or persona.get("flags"):
         raise Unsupported(
@@ -129,7 +128,8 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     if host.mount_namespace >= 0:
         steps.append(ps.JoinProcess(host.mount_namespace, KINDS["mount"][0], f"the mount namespace {joined['mount']}"))
     if host.new_keyring:
-        steps.append(ps.NewKeyring(f"nacre-{state['id']}"))
+        label = spec.get("process", {}).get("selinuxLabel", "") if host.security else ""
+        steps.append(ps.NewKeyring(f"nacre-{state['id']}", label))
     if "network" in new:
         steps.append(ps.RaiseLoopback())
     steps += _names_and_sysctls(spec, joined, new)
@@ -159,7 +159,7 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
 
 def _finish_root(spec: Tree, host: Host) -> list[fs.Step]:
     linux = spec.get("linux", {})
-    steps: list[fs.Step] = [fs.MaskPath(path) for path in linux.get("maskedPaths", ())]
+    steps: list[fs.Step] = [fs.MaskPath(path, host.mount_label) for path in linux.get("maskedPaths", ())]
     steps += [fs.ReadonlyPath(path) for path in linux.get("readonlyPaths", ())]
     if cwd := spec.get("process", {}).get("cwd", ""):
         steps.append(fs.MakeDirectory(cwd))
@@ -239,13 +239,13 @@ def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
         path = os.path.normpath(os.path.join(host.bundle, source))
         return fs.BindMount(destination, path, options, host.trees.get(destination, -1)), False
     if kind in ("cgroup", "cgroup2"):
-        return fs.MountCgroups(destination, host.cgroup_directories, options), False
+        return fs.MountCgroups(destination, host.cgroup_directories, options, host.mount_label), False
     if not kind:
         raise Invalid(what="read config.json", cause=f"the mount on {destination} has neither a type nor the option bind")
     deferred = destination == "/dev" and bool(options.flags & MountFlag.RDONLY)
     if deferred:
         options = _writable(options)
-    return fs.MountFilesystem(destination, kind, source or kind, options), deferred
+    return fs.MountFilesystem(destination, kind, source or kind, options, host.mount_label), deferred
 
 
 def _writable(options: Options) -> Options:
@@ -396,6 +396,18 @@ def capability_masks(process: Tree) -> tuple[Sequence[str], dict[str, int]]:
     return ps.settings(process, 63)
 
 
+def has_selinux() -> bool:
+    return os.path.exists("/sys/fs/selinux/enforce")
+
+
+def mount_label(linux: Tree) -> str:
+    """linux.mountLabel, where the host knows labels; elsewhere it has nothing to say. Raises Invalid."""
+    label: str = linux.get("mountLabel", "")
+    if '"' in label:
+        raise Invalid(what="read linux.mountLabel", cause=f"{label!r} has a quotation mark, which no label has")
+    return label if has_selinux() else ""
+
+
 def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:
     """What to write where for the labels of the next execve. Raises Invalid for a profile that this host cannot give."""
     found: list[tuple[str, str]] = []
@@ -418,7 +430,7 @@ def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:
             )
         place = "attr/apparmor/exec"
         found.append((place if os.path.exists(f"/proc/self/{place}") else "attr/exec", f"exec {apparmor}"))
-    if selinux and not os.path.exists("/sys/fs/selinux/enforce"):
+    if selinux and not has_selinux():
         raise Invalid(
             what=f"give the SELinux label {selinux}",
             cause="SELinux is off on this host (there is no /sys/fs/selinux/enforce)",

@@ -119,11 +119,15 @@ class RaiseLoopback(Value, kw_only=False):
 
 class NewKeyring(Value, kw_only=False):
     name: str
+    label: str = ""  # SELinux's, of the process to come: it could not use a keyring with the runtime's
 
     def describe(self) -> str:
         return "make a session keyring"
 
     def run(self, context: Context) -> None:
+        if self.label:
+            with owned(os.open("/proc/self/attr/keycreate", os.O_WRONLY | os.O_CLOEXEC)) as fd:
+                os.write(fd, self.label.encode())  # until execve(2)
         process.join_session_keyring(self.name)
 
 
@@ -447,7 +451,8 @@ class Execute(Value, kw_only=False):
 
 
 class SeekProgram(Value, kw_only=False):
-    """A program that is nowhere is told by create, as runc and crun do: engines look for the words there. The rest is execve's to say."""
+    """A program that is nowhere, or that nobody may execute, is told by create, as runc and crun do: engines look for the words there.
+    The rest is execve's to say."""
 
     name: str
     environment: tuple[str, ...]
@@ -456,30 +461,32 @@ class SeekProgram(Value, kw_only=False):
         return f"execute {self.name!r}"
 
     def run(self, context: Context) -> None:
-        try:
-            find_program(self.describe(), self.name, _search_path(self.environment))
-        except CommandNotExecutable:
-            return  # to root; the process's user may see it otherwise
+        find_program(self.describe(), self.name, _search_path(self.environment), any_user=True)
 
 
 def _search_path(environment: Sequence[str]) -> str:
     return next((entry[5:] for entry in environment if entry.startswith("PATH=")), DEFAULT_PATH)
 
 
-def find_program(what: str, name: str, search: str) -> str:
-    """The path of the program as execvp(3) would find it. Raises CommandNotFound or CommandNotExecutable."""
+def find_program(what: str, name: str, search: str, *, any_user: bool = False) -> str:
+    """The path of the program as execvp(3) would find it. Raises CommandNotFound or CommandNotExecutable.
+
+    `any_user`: what some user may execute is found, whoever asks; root asks before it is known what the process's user may see.
+    """
     candidates = [name] if "/" in name else [os.path.join(directory or ".", name) for directory in search.split(":")]
     refused: tuple[str, str] | None = None
     for candidate in candidates:
         try:
             kind = os.stat(candidate).st_mode
         except OSError as error:
+            if any_user and error.errno == errno.EACCES:
+                return candidate
             if error.errno in (errno.EACCES, errno.ELOOP):
                 refused = refused or (candidate, error.strerror or "")
             continue
         if stat.S_ISDIR(kind):
-            refused = refused or (candidate, "is a directory")
-        elif not os.access(candidate, os.X_OK, effective_ids=True):
+            refused = refused or (candidate, "permission denied (it is a directory)")
+        elif kind & 0o111 == 0 or not (any_user or os.access(candidate, os.X_OK, effective_ids=True)):
             why = "permission denied" if kind & 0o111 == 0 else f"permission denied for user {os.geteuid()}"
             refused = (candidate, f"{why} (mode {stat.S_IMODE(kind):o})")
         else:

@@ -19,7 +19,7 @@ from nacre.linux.mounts import MountAttr, MountFlag, UnmountFlag
 from nacre.linux.paths import Resolve
 from nacre.oci.errors import Invalid
 from nacre.oci.values import Value
-from nacre.runc.mount_options import Options
+from nacre.runc.mount_options import Options, with_context
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _NO_LINKS = frozenset({"proc", "sysfs"})
+_LABELLED_LATER = frozenset({"mqueue"})  # one file system for the whole IPC namespace: a mount's options cannot label it
 PLAIN = Resolve.BENEATH | Resolve.NO_SYMLINKS
 
 
@@ -107,9 +108,15 @@ class MountFilesystem(Value, kw_only=False):
     fstype: str
     source: str
     options: Options
+    label: str = ""  # SELinux's; not for proc and sysfs, whose files have labels of their own by the policy
 
     def describe(self) -> str:
         return f"mount {self.fstype} on {self.destination}"
+
+    def data(self) -> str | None:
+        """What the file system itself is told."""
+        own = self.fstype in _NO_LINKS or self.fstype in _LABELLED_LATER
+        return (self.options.data if own else with_context(self.options.data, self.label)) or None
 
     def run(self, context: Context) -> None:
         options = self.options
@@ -117,7 +124,10 @@ class MountFilesystem(Value, kw_only=False):
             if options.copy_up:
                 self._copy_up(context, target)
                 return
-            mounts.mount(self.source, paths.magic(target), self.fstype, options.flags, options.data or None)
+            mounts.mount(self.source, paths.magic(target), self.fstype, options.flags, self.data())
+        if self.label and self.fstype in _LABELLED_LATER:
+            with owned(paths.open_in(context.root, self.destination)) as top:
+                os.setxattr(paths.magic(top), "security.selinux", self.label.encode())
         if options.propagation or options.tree_set or options.tree_clear:
             with owned(paths.open_in(context.root, self.destination)) as top:
                 set_attributes(top, options.but(attr_set=MountAttr(0), attr_clear=MountAttr(0)))  # its own went with mount(2)
@@ -149,9 +159,7 @@ class MountFilesystem(Value, kw_only=False):
 
     def _copy_up(self, context: Context, target: int) -> None:
         """tmpcopyup: the new file system starts with what it hides."""
-        mounts.mount(
-            self.source, paths.magic(target), self.fstype, self.options.flags & ~MountFlag.RDONLY, self.options.data or None
-        )
+        mounts.mount(self.source, paths.magic(target), self.fstype, self.options.flags & ~MountFlag.RDONLY, self.data())
         with owned(paths.open_in(context.root, self.destination)) as top:
             copy_tree(target, top)
             if self.options.flags & MountFlag.RDONLY:
@@ -199,6 +207,7 @@ class MountCgroups(Value, kw_only=False):
     destination: str
     directories: tuple[tuple[str, str], ...]  # (name below the destination, or "" for v2 alone; host directory)
     options: Options
+    label: str = ""  # SELinux's, of the tmpfs
 
     def describe(self) -> str:
         return f"mount the cgroups on {self.destination}"
@@ -211,7 +220,8 @@ class MountCgroups(Value, kw_only=False):
             BindMount(self.destination, self.directories[0][1], plain).run(context)
             return
         with owned(paths.make_directories_in(context.root, self.destination)) as target:
-            mounts.mount("tmpfs", paths.magic(target), "tmpfs", self.options.flags & ~MountFlag.RDONLY, "mode=755")
+            flags = self.options.flags & ~MountFlag.RDONLY
+            mounts.mount("tmpfs", paths.magic(target), "tmpfs", flags, with_context("mode=755", self.label))
         with owned(paths.open_in(context.root, self.destination)) as top:
             made: set[str] = set()
             for name, directory in self.directories:
@@ -336,6 +346,7 @@ class MaskPath(Value, kw_only=False):
     """linux.maskedPaths: a file reads as /dev/null, a directory as an empty one. What is not there needs no mask."""
 
     path: str
+    label: str = ""  # SELinux's, of that directory
 
     def describe(self) -> str:
         return f"mask {self.path}"
@@ -349,7 +360,8 @@ class MaskPath(Value, kw_only=False):
             raise
         with owned(target):
             if stat.S_ISDIR(os.fstat(target).st_mode):
-                mounts.mount("tmpfs", paths.magic(target), "tmpfs", MountFlag.RDONLY, "size=0k,mode=755")
+                data = with_context("size=0k,mode=755", self.label)
+                mounts.mount("tmpfs", paths.magic(target), "tmpfs", MountFlag.RDONLY, data)
                 return
             with owned(mounts.bind_tree("/dev/null", recursive=False)) as tree:
                 mounts.move_mount(tree, target)
