@@ -59,6 +59,17 @@ def test_update_changes_what_is_named_and_leaves_the_rest(bundle: Bundle, tmp_pa
     assert "linux.resources.pids.limit" in bundle.fails("update", "-r", "-", bundle.name, input='{"pids": {"limit": "many"}}')
 
 
+@pytest.mark.parametrize(("version", "meant"), [("1.3.0", "1"), ("1.2.1", "max")])
+def test_no_process_at_all_is_a_limit_since_version_1_3_and_none_before(bundle: Bundle, version: str, meant: str) -> None:
+    bundle.config["ociVersion"] = version
+    bundle.linux["resources"] |= {"pids": {"limit": 0}}
+    bundle.up()
+    assert read(bundle, "pids", "pids.max", "pids.max") == meant
+    bundle.ok("update", "--pids-limit", "9", bundle.name)
+    bundle.ok("update", "--pids-limit", "0", bundle.name)
+    assert read(bundle, "pids", "pids.max", "pids.max") == meant
+
+
 def fill(bundle: Bundle) -> None:
     """32 of the 64 MiB that it may have are in use when this returns, and the kernel cannot give them back."""
     bundle.linux["resources"]["memory"] = {"limit": 64 * MIB}

@@ -54,6 +54,11 @@ def test_unlimited_is_minus_one_on_v1_and_max_on_v2() -> None:
     assert lines(cgroup_values.v2(resources)) == {"memory.swap.max": "max", "memory.max": "max", "pids.max": "max"}
 
 
+def test_no_process_at_all_is_one_since_init_is_there() -> None:
+    for make in (cgroup_values.v1, cgroup_values.v2):
+        assert lines(make({"pids": {"limit": 0}})) == {"pids.max": "1"}
+
+
 def test_cpu_quota_and_period() -> None:
     resources = {"cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0-1"}}
     assert lines(cgroup_values.v1(resources)) == {

@@ -289,6 +289,10 @@ def plain(resources: dict[str, Any], layout: Layout = V2) -> dict[str, Any]:
     return {name: variant.value for name, variant in cgroup_systemd.properties_of(resources, layout)}
 
 
+def test_a_number_of_tasks_is_bounded_or_not() -> None:
+    assert [plain({"pids": {"limit": limit}})["TasksMax"] for limit in (-1, 0, 1, 7)] == [2**64 - 1, 1, 1, 7]
+
+
 def test_limits_become_the_properties_that_engines_agree_on() -> None:
     resources = {
         "memory": {"limit": 64 << 20, "swap": 96 << 20, "reservation": 1 << 20},

@@ -274,9 +274,9 @@ def properties_of(resources: dict[str, Any], layout: Layout) -> Properties:
         *_memory(resources.get("memory") or {}, modern=modern),
         *_block(resources.get("blockIO") or {}, modern=modern),
     ]
-    limit = (resources.get("pids") or {}).get("limit")
+    limit = cgroup_values.pids_limit(resources.get("pids") or {})
     if limit is not None:
-        named.append(("TasksMax", Variant("t", limit if limit > 0 else _INFINITY)))
+        named.append(("TasksMax", _bound(limit)))
     if resources.get("devices") is not None:
         named += _devices(cgroup_values.device_rules(resources["devices"]))
     if modern:

@@ -205,9 +205,14 @@ def _cpuset(cpu: Resources) -> list[Write]:
 
 
 def _pids(pids: Resources) -> list[Write]:
-    if pids.get("limit") is None:
-        return []
-    return [Write("pids", ("pids.max",), str(pids["limit"]) if pids["limit"] > 0 else "max")]
+    limit = pids_limit(pids)
+    return [] if limit is None else [Write("pids", ("pids.max",), "max" if limit < 0 else str(limit))]
+
+
+def pids_limit(pids: Resources) -> int | None:
+    """-1 for none. No process at all is one here: the init is there in any case, and systemd knows no TasksMax of 0."""
+    limit: int | None = pids.get("limit")
+    return limit if limit is None or limit < 0 else max(1, limit)
 
 
 _THROTTLES = {  # OCI key: (v1 file, v2 word)

@@ -203,6 +203,7 @@ def check(document: Any, what: str = "read config.json") -> Tree:
         raise Invalid(what=what, cause=f"ociVersion {version} is not of the major version 1")
     tree = _walk(document, CONFIG, "", what)
     _check_meaning(tree, what)
+    _as_meant(tree.get("linux", {}).get("resources", {}), version)
     return dict(tree)
 
 
@@ -226,11 +227,24 @@ def check_process(document: Any, what: str = "read the process") -> Tree:
     return dict(tree)
 
 
-def check_resources(document: Any, what: str = "read the resources") -> Tree:
-    """OCI `linux.resources` alone, as `update` takes it."""
+def check_resources(document: Any, version: str, what: str = "read the resources") -> Tree:
+    """OCI `linux.resources` alone, as `update` takes it for a container whose document is of `version`."""
     tree = dict(_walk(document, RESOURCES, "linux.resources", what))
     _check_resources(tree, what)
+    _as_meant(tree, version)
     return tree
+
+
+def is_since(version: str, minor: int) -> bool:
+    """Whether a document of `version` is of 1.`minor` or later."""
+    return int(version.split(".")[1]) >= minor
+
+
+def _as_meant(resources: Tree, version: str) -> None:
+    """pids.limit 0 is a limit since 1.3; before, the specification said nothing, and engines write it for none."""
+    pids = resources.get("pids", {})
+    if pids.get("limit") == 0 and not is_since(version, 3):
+        pids["limit"] = -1
 
 
 def _walk(value: Any, schema: Any, path: str, what: str) -> Any:

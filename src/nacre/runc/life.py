@@ -15,7 +15,7 @@ import time
 from nacre.linux import pids
 from nacre.linux.pids import owned, signals
 from nacre.oci import state as store
-from nacre.oci.errors import Failure, NotFound, WrongStatus, decode
+from nacre.oci.errors import Failure, Invalid, NotFound, WrongStatus, decode
 from nacre.oci.jsontext import loads
 from nacre.oci.state import Record, Status, advance
 from nacre.runc.failures import HookFailed, InitDied
@@ -199,9 +199,10 @@ def update(root: str, identifier: str, resources: Mapping[str, Any]) -> list[str
     """Change limits (OCI linux.resources); what is not named stays. Answers warnings of what has no place on this host."""
     from nacre.oci.spec import check_resources
 
-    checked = check_resources(resources)
     with store.locked(root, identifier):
-        cgroup = cgroup_of(_living(root, identifier, "update"))
+        record = _living(root, identifier, "update")
+        checked = check_resources(resources, record.oci_version)
+        cgroup = cgroup_of(record)
         if cgroup is None:
             raise _no_cgroup("any", f"update container {identifier}")
         return cgroup.apply(checked)
@@ -354,9 +355,11 @@ def _end(record: Record) -> None:
 
 
 def cgroup_of(record: Record, below: str = "", layout: cgroups.Layout | None = None) -> cgroups.Cgroup | None:
-    """The container's cgroup, or the one `below` it; None on a host without cgroups."""
+    """The container's cgroup, or the one `below` it; None on a host without cgroups. Raises Invalid for a way out of it."""
     if not record.cgroup:
         return None
+    if ".." in below.split("/"):
+        raise Invalid(what=f"enter cgroup {below!r}", cause="a group below the container's is named without '..'")
     from nacre.linux import cgroups
 
     if record.unit and not below:
