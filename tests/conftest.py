@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nacre.linux import interpreter
+
 # the machine may be busy with virtual machines: how long an example takes says nothing about the code
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
 NEEDS_ROOT = ("host", "vm", "interop")
+INTERPRETER_HELD_BEFORE = os.path.exists(interpreter.HELD)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -25,6 +28,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(root).parts[0] in NEEDS_ROOT:
             item.add_marker(skip)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The one thing that nacre-runc leaves by design goes too, when these tests have brought it."""
+    if os.geteuid() == 0 and not hasattr(session.config, "workerinput") and not INTERPRETER_HELD_BEFORE:
+        interpreter.let_go()
 
 
 @pytest.fixture

@@ -59,8 +59,19 @@ def test_the_interpreter_of_exec_is_out_of_reach_too(bundle: Bundle, tmp_path: P
 
 def test_the_next_command_starts_from_the_mount_that_the_first_one_left(bundle: Bundle, tmp_path: Path) -> None:
     bundle.up()
-    lines = traced(bundle, tmp_path / "trace", f"{RUNC} --root {bundle.root} exec {bundle.name} true;", "exec", bundle.name, "true")
+    lines = traced(
+        bundle, tmp_path / "trace", f"{RUNC} --root {bundle.root} exec {bundle.name} true;", "exec", bundle.name, "true"
+    )
     assert re.findall(r'execve\("([^"]*)"', lines) == [RUNC, f"{HELD}/bin/python"], lines
+
+
+def test_reset_takes_that_mount_away_and_finds_nothing_the_second_time(bundle: Bundle) -> None:
+    bundle.up()
+    code = "from nacre.linux import interpreter as i; import os; i.let_go(); i.let_go(); print(os.path.lexists(i.HELD))"
+    line = f'mount -t tmpfs none /run; "$@"; test -s {HELD}/bin/python; exec {sys.executable} -c "{code}"'
+    caller = Bundle(**{**vars(bundle), "runtime": ("unshare", "-m", "sh", "-ec", line, "sh", RUNC)})
+    done = caller.call("exec", bundle.name, "true")
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize(

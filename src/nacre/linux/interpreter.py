@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 HELD = "/run/nacre-interpreter"  # bin/python, and beside it the way to its library; of the host, not of a node
+_PLACE, _LIBRARY = f"{HELD}/bin/python", f"{HELD}/{sys.platlibdir}"
 
 
 def out_of_reach() -> bool:
@@ -80,38 +81,55 @@ def _call(name: str, *arguments: int | bytes) -> int:
 
 def _hold(tree: int) -> None:
     """Attach the clone `tree` at HELD, unless an interpreter is there or is just being put there. Raises OSError where the host forbids it."""
-    import fcntl
-
     os.makedirs(f"{HELD}/bin", 0o755, exist_ok=True)
-    directory = os.open(HELD, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = _lock(wait=False)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        place = f"{HELD}/bin/python"
-        os.close(os.open(place, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o755))
-        there = os.stat(place)
+        os.close(os.open(_PLACE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o755))
+        there = os.stat(_PLACE)
         if there.st_nlink == 0:  # an upgrade has taken that interpreter's name away
-            _call("umount2", place.encode(), _DETACH)
+            _call("umount2", _PLACE.encode(), _DETACH)
         elif there.st_size:
             return  # this one by now, or another installation's: the place is taken
-        library = f"{HELD}/{sys.platlibdir}"
-        if os.path.islink(library):
-            os.unlink(library)
-        os.symlink(f"{sys.base_prefix}/{sys.platlibdir}", library)
-        _call("move_mount", tree, b"", _HERE, place.encode(), 4)  # MOVE_MOUNT_F_EMPTY_PATH
+        _remove(_LIBRARY)
+        os.symlink(f"{sys.base_prefix}/{sys.platlibdir}", _LIBRARY)
+        _call("move_mount", tree, b"", _HERE, _PLACE.encode(), 4)  # MOVE_MOUNT_F_EMPTY_PATH
     finally:
         os.close(directory)
 
 
 def let_go() -> None:
-    """Take HELD away; the next command makes it anew. Who runs from it goes on."""
-    while os.path.exists(f"{HELD}/bin/python") and os.stat(f"{HELD}/bin/python").st_size:
-        _call("umount2", f"{HELD}/bin/python".encode(), _DETACH)
-    for name in ("bin/python", sys.platlibdir):
-        if os.path.lexists(f"{HELD}/{name}"):
-            os.unlink(f"{HELD}/{name}")
-    for name in ("bin", "."):
-        if os.path.isdir(f"{HELD}/{name}"):
-            os.rmdir(f"{HELD}/{name}".removesuffix("/."))
+    """Take HELD away; the next command makes it anew. Who runs from it goes on. Raises OSError when something else lies there."""
+    if not os.path.isdir(HELD):
+        return
+    directory = _lock(wait=True)
+    try:
+        while os.path.exists(_PLACE) and os.stat(_PLACE).st_size:
+            _call("umount2", _PLACE.encode(), _DETACH)
+        _remove(_PLACE)
+        _remove(_LIBRARY)
+        if os.path.isdir(f"{HELD}/bin"):
+            os.rmdir(f"{HELD}/bin")
+        os.rmdir(HELD)
+    finally:
+        os.close(directory)
+
+
+def _lock(*, wait: bool) -> int:
+    """HELD, locked while the descriptor is open."""
+    import fcntl
+
+    directory = os.open(HELD, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(directory)
+        raise
+    return directory
+
+
+def _remove(path: str) -> None:
+    if os.path.lexists(path):
+        os.unlink(path)
 
 
 def command(statement: str) -> list[str]:
