@@ -233,6 +233,22 @@ def test_the_root_of_a_hierarchy_is_never_acted_on(act: str) -> None:
         getattr(cgroups.Cgroup(layout, "/"), act)()
 
 
+@pytest.mark.parametrize("above", [False, True], ids=["itself", "parent"])
+def test_a_frozen_group_is_refused_and_nobody_waits_in_it(bundle: Bundle, above: bool) -> None:
+    hierarchy = cgroups.discover("freezer").need("freezer", "test")
+    frozen = Path(f"{hierarchy.mount}{bundle.cgroup}")
+    if above:
+        bundle.linux["cgroupsPath"] = f"{bundle.cgroup}/below"
+    frozen.mkdir(parents=True)
+    state, yes, no = ("freezer.state", "FROZEN", "THAWED") if hierarchy.version == 1 else ("cgroup.freeze", "1", "0")
+    (frozen / state).write_text(yes)
+    try:
+        assert "is frozen" in bundle.refuses("true")
+    finally:
+        (frozen / state).write_text(no)
+        frozen.rmdir()
+
+
 def test_a_group_that_holds_others_is_not_shared(bundle: Bundle) -> None:
     group = cgroups.Cgroup(cgroups.discover(), bundle.cgroup)
     group.create()

@@ -80,6 +80,13 @@ def is_frozen(directory: str, hierarchy: Hierarchy) -> bool:
     return read(directory, "freezer.state").strip() == "FROZEN"
 
 
+def is_freezing(directory: str, hierarchy: Hierarchy) -> bool:
+    """As soon as it is asked for, of the group or of one above it."""
+    if hierarchy.version == 2:
+        return read(directory, "cgroup.freeze").strip() == "1" or is_frozen(directory, hierarchy)
+    return read(directory, "freezer.state").strip() in ("FROZEN", "FREEZING")
+
+
 def processes(directory: str, *, recursive: bool) -> list[int]:
     found = [int(word) for word in read(directory, "cgroup.procs").split()]
     if recursive:

@@ -385,6 +385,16 @@ class Cgroup:
     def thaw(self) -> None:
         self._freezer("THAWED", wait=True)
 
+    def is_frozen(self) -> bool:
+        """Whether it, or a group above it, is or is being frozen: what enters stops there. One that is not made yet will be as its parent."""
+        hierarchy = self.layout.find("freezer")
+        if hierarchy is None:
+            return False
+        directory = self.layout.directory(hierarchy, self.path)
+        while not os.path.isdir(directory):
+            directory = os.path.dirname(directory)
+        return files.is_freezing(directory, hierarchy)
+
     def _freezer(self, state: str, *, wait: bool) -> None:
         hierarchy = self.layout.need("freezer", f"freeze cgroup {self.path}")
         directory = self.layout.directory(hierarchy, self.path)

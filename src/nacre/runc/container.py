@@ -152,6 +152,12 @@ def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: Ex
             cause=f"it is there already and holds processes {', '.join(map(str, holders[:5]))}",
             remedy="give the container a group of its own in linux.cgroupsPath",
         )
+    if cgroup.is_frozen():  # the container's process would stop as soon as it enters, and its creator wait for it
+        raise cgroups.CgroupBusy(
+            what=f"make cgroup {cgroup.path}",
+            cause="it, or a group above it, is frozen",
+            remedy="thaw it, or give the container a group of its own in linux.cgroupsPath",
+        )
     undo.callback(cgroup.undo)
     undo.callback(cgroup.remove)
     cgroup.create()
