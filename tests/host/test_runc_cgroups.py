@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runc_support import SYSTEMD, Bundle, leftovers, made
+from runc_support import SYSTEMD, Bundle, leftovers, made, with_user_namespace
 
 from nacre.linux import cgroups
 
@@ -68,6 +68,19 @@ def test_no_process_at_all_is_a_limit_since_version_1_3_and_none_before(bundle: 
     bundle.ok("update", "--pids-limit", "9", bundle.name)
     bundle.ok("update", "--pids-limit", "0", bundle.name)
     assert read(bundle, "pids", "pids.max", "pids.max") == meant
+
+
+@pytest.mark.skipif(cgroups.discover().mode != "v2", reason="cgroups are given to a user on pure v2 alone")
+@pytest.mark.parametrize("options", [("rw",), ("ro",)])
+def test_a_writable_cgroup_belongs_to_the_containers_user(bundle: Bundle, options: tuple[str, ...]) -> None:
+    with_user_namespace(bundle)
+    (shown,) = (mount for mount in bundle.config["mounts"] if mount["type"] == "cgroup")
+    shown["options"] = [*options, "nosuid"]
+    bundle.up()
+    directory = cgroups.Cgroup(cgroups.discover(), bundle.cgroup).directories()[0][1]
+    owner = bundle.linux["uidMappings"][0]["hostID"] if "rw" in options else 0
+    assert [os.stat(f"{directory}/{name}").st_uid for name in ("", "cgroup.procs", "memory.max")] == [owner, owner, 0]
+    assert ("mkdir" in bundle.inside("mkdir /sys/fs/cgroup/own && echo mkdir || true")) == ("rw" in options)
 
 
 def fill(bundle: Bundle) -> None:

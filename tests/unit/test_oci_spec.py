@@ -62,6 +62,20 @@ def test_a_malformed_or_foreign_version_is_refused(version: Any) -> None:
         (["hooks"], {"prestart": [{"path": "relative"}]}, "hooks.prestart[0].path"),
         (["hooks"], {"poststop": [{"path": "/x", "timeout": 0}]}, "hooks.poststop[0].timeout"),
         (["annotations"], {"a": 1}, 'annotations["a"]'),
+        (["annotations"], {"": "a"}, "annotations has an empty key"),
+        (["linux", "maskedPaths", 1], "proc/keys", "linux.maskedPaths[1]"),
+        (["linux", "readonlyPaths"], ["/proc/bus", ""], "linux.readonlyPaths[1]"),
+        (
+            ["linux", "seccomp"],
+            {"defaultAction": "x", "syscalls": [{"names": [], "action": "x"}]},
+            "linux.seccomp.syscalls[0].names",
+        ),
+        (["linux", "resources", "rdma"], {"mlx5_1": {}}, 'linux.resources.rdma["mlx5_1"]'),
+        (
+            ["linux", "resources", "blockIO"],
+            {"weightDevice": [{"major": 8, "minor": 0}]},
+            "linux.resources.blockIO.weightDevice[0]",
+        ),
     ],
 )
 def test_a_wrong_element_is_named_by_its_path(path: list[str | int], value: Any, named: str) -> None:

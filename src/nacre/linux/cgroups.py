@@ -27,6 +27,7 @@ __all__ = ["Cgroup", "CgroupBusy", "CgroupMissing", "Hierarchy", "Layout", "Limi
 # Joined always; other v1 hierarchies (perf_event, net_cls, rdma …) only when a limit asks for them.
 _USED = frozenset({"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb"})
 _V2_WANTED = ("cpuset", "cpu", "io", "memory", "pids", "hugetlb")
+_DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")  # where the kernel does not say
 _WAIT_S = 10.0
 
 
@@ -154,6 +155,19 @@ class Cgroup:
             except OSError:
                 continue  # somebody else uses it by now
         self._made.clear()
+
+    def give(self, uid: int) -> None:
+        """Make user `uid` the owner of what cgroups(7) "delegation" names. On v2 alone: v1 has no safe way to."""
+        unified = self.layout.unified
+        if unified is None or self.layout.mode != "v2":
+            return
+        directory = self.layout.directory(unified, self.path)
+        os.chown(directory, uid, -1)
+        for name in files.read("/sys/kernel/cgroup", "delegate").split() or _DELEGATED:
+            try:
+                os.chown(f"{directory}/{name}", uid, -1)
+            except FileNotFoundError:
+                continue  # not every group has each of them
 
     def exists(self) -> bool:
         return any(os.path.isdir(directory) for _, directory in self._directories)

@@ -126,6 +126,20 @@ def available() -> bool:
     return True
 
 
+class _Version(ctypes.Structure):
+    _fields_ = [("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint)]
+
+
+def version() -> str:
+    """libseccomp's, such as 2.5.4; "" where there is none."""
+    if not available():
+        return ""
+    answer = _seccomp().seccomp_version
+    answer.argtypes, answer.restype = [], ctypes.POINTER(_Version)
+    found = answer().contents
+    return f"{found.major}.{found.minor}.{found.micro}"
+
+
 def key(profile: Mapping[str, Any]) -> str:
     """What names the compiled form: the profile's content, the machine, the version of this code's rules."""
     return str(blake2b(f"2 {machine()} {_ordered(profile)!r}".encode(), digest_size=16).hexdigest())

@@ -345,6 +345,7 @@ def _check_meaning(tree: Tree, what: str) -> None:
         if device["type"] != "p" and not ("major" in device and "minor" in device):
             raise Invalid(what=what, cause=f"linux.devices[{index}] has no major and minor")
     _check_resources(linux.get("resources", {}), what)
+    _check_contents(tree, what)
     for clock in linux.get("timeOffsets", {}):
         if clock not in ("monotonic", "boottime"):
             raise Invalid(what=what, cause=f"linux.timeOffsets has {clock!r}", remedy="clocks are monotonic and boottime")
@@ -374,7 +375,27 @@ def _check_net_devices(devices: Tree, kinds: set[str], what: str) -> None:
         taken.add(name)
 
 
+def _check_contents(tree: Tree, what: str) -> None:
+    """Words that may not be empty, and paths that may not be relative."""
+    linux = tree.get("linux", {})
+    if "" in tree.get("annotations", {}):
+        raise Invalid(what=what, cause="annotations has an empty key")
+    for key in ("maskedPaths", "readonlyPaths"):
+        for index, path in enumerate(linux.get(key, ())):
+            if not path.startswith("/"):
+                raise Invalid(what=what, cause=f"linux.{key}[{index}] {path!r} is not absolute")
+    for index, rule in enumerate(linux.get("seccomp", {}).get("syscalls", ())):
+        if not rule["names"]:
+            raise Invalid(what=what, cause=f"linux.seccomp.syscalls[{index}].names is empty")
+
+
 def _check_resources(resources: Tree, what: str) -> None:
+    for index, weight in enumerate(resources.get("blockIO", {}).get("weightDevice", ())):
+        if not weight.keys() & {"weight", "leafWeight"}:
+            raise Invalid(what=what, cause=f"linux.resources.blockIO.weightDevice[{index}] has neither weight nor leafWeight")
+    for device, limits in resources.get("rdma", {}).items():
+        if not limits:
+            raise Invalid(what=what, cause=f'linux.resources.rdma["{device}"] has neither hcaHandles nor hcaObjects')
     for index, device in enumerate(resources.get("devices", ())):
         place = f"linux.resources.devices[{index}]"
         if device.get("type", "a") not in ("a", "b", "c", ""):

@@ -161,7 +161,11 @@ def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: Ex
     undo.callback(cgroup.undo)
     undo.callback(cgroup.remove)
     cgroup.create()
-    return cgroup.apply(spec.get("linux", {}).get("resources", {}))
+    left_out = cgroup.apply(spec.get("linux", {}).get("resources", {}))
+    owner = plan.cgroup_owner(spec)
+    if owner is not None and owner != os.geteuid() == 0:
+        cgroup.give(owner)
+    return left_out
 
 
 def _launch(

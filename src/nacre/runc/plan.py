@@ -271,6 +271,8 @@ def _devices(devices: Sequence[Tree], *, nodes: bool) -> list[fs.Step]:
 
 def _inside_hooks(spec: Tree, point: str, state: Tree) -> list[fs.Step]:
     found = spec.get("hooks", {}).get(point, ())
+    if point == "startContainer":  # a program of the container's; one of the host's is not to see the container's LD_PRELOAD
+        found = [{"env": spec["process"].get("env", []), **hook} for hook in found]
     return [ps.RunHooks(point, tuple(found), state)] if found else []
 
 
@@ -406,6 +408,26 @@ def mount_label(linux: Tree) -> str:
     if '"' in label:
         raise Invalid(what="read linux.mountLabel", cause=f"{label!r} has a quotation mark, which no label has")
     return label if has_selinux() else ""
+
+
+def cgroup_owner(spec: Tree) -> int | None:
+    """The host's id of the container's user, if its cgroup is to be his: config-linux.md "Cgroup ownership"."""
+    _, new = namespaces_of(spec)
+    writable = any(
+        mount.get("type") in ("cgroup", "cgroup2")
+        and clean(mount["destination"]) == "/sys/fs/cgroup"
+        and "ro" not in mount.get("options", ())
+        for mount in spec.get("mounts", ())
+    )
+    if not writable or "cgroup" not in new:
+        return None
+    uid: int = spec.get("process", {}).get("user", {}).get("uid", 0)
+    if "user" not in new:
+        return uid
+    for one in spec["linux"].get("uidMappings", ()):
+        if one["containerID"] <= uid < one["containerID"] + one["size"]:
+            return int(one["hostID"] + uid - one["containerID"])
+    return None
 
 
 def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:

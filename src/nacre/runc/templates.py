@@ -65,6 +65,14 @@ def spec(*, rootless: bool) -> dict[str, Any]:
     }
 
 
+def _remarks() -> dict[str, str]:
+    """By the names that engines know from other runtimes."""
+    library = seccomp.version()
+    return {"org.opencontainers.runc.checkpoint.enabled": "true"} | (
+        {"io.github.seccomp.libseccomp.version": library} if library else {}
+    )
+
+
 def features() -> dict[str, Any]:
     """What this runtime does, for engines that ask before they use it."""
     from nacre.runc import mount_options, plan
@@ -76,7 +84,7 @@ def features() -> dict[str, Any]:
         "mountOptions": mount_options.known(),
         "linux": {
             "namespaces": sorted(oci_spec.NAMESPACES),
-            "capabilities": list(capabilities.NAMES[: capabilities.last() + 1]),
+            "capabilities": list(capabilities.NAMES),
             "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True},
             "seccomp": {
                 "enabled": seccomp.available(),
@@ -93,6 +101,6 @@ def features() -> dict[str, Any]:
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": True},
         },
-        "annotations": {},
+        "annotations": _remarks(),
         "potentiallyUnsafeConfigAnnotations": [],
     }
