@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import IO, cast
 import pytest
 from runc_support import Bundle, environment, leftovers, made
 
+from nacre.linux import cgroups
+from nacre.linux.libc import owned
 from nacre.linux.process import pidfd_open
 from nacre.oci import spec
 
@@ -384,6 +387,52 @@ def test_exec_goes_into_a_group_below_the_containers_when_asked(bundle: Bundle) 
     bundle.up()
     groups = bundle.inside("cat /proc/self/cgroup", "--cgroup", "inner")
     assert f"{bundle.cgroup}/inner" in groups
+
+
+def test_exec_goes_into_groups_by_controller_and_not_out_of_the_containers(bundle: Bundle) -> None:
+    bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
+    bundle.up()
+    hierarchy = cgroups.discover().need("pids", "test")
+    Path(f"{hierarchy.mount}{bundle.cgroup}/inner").mkdir()
+    groups = bundle.inside("cat /proc/self/cgroup", "--cgroup", "pids:inner").splitlines()
+    assert any("pids" in line or line.startswith("0::") for line in groups if line.endswith(f"{bundle.cgroup}/inner")), groups
+    assert hierarchy.version == 2 or any(line.endswith(bundle.cgroup) for line in groups)
+    for wrong in ("..", "a/../..", "pids:..", ":inner"):
+        assert "below the container's" in bundle.fails("exec", "--cgroup", wrong, bundle.name, "true", code=255)
+    assert "nonsense" in bundle.fails("exec", "--cgroup", "nonsense:/", bundle.name, "true", code=255)
+
+
+@pytest.mark.parametrize("command", ["create", "run", "exec"])
+def test_a_descriptor_of_the_process_goes_to_who_listens(bundle: Bundle, command: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "pidfd"))
+        listener.listen(1)
+        option = ("--pidfd-socket", str(tmp_path / "pidfd"))
+        if command == "exec":
+            bundle.up()
+            bundle.quietly("exec", "-d", *option, "--pid-file", str(tmp_path / "pid"), bundle.name, "sleep", "100")
+        else:
+            bundle.script("sleep 100").write()
+            detach = ["-d"] if command == "run" else []
+            bundle.quietly(command, *detach, *option, "--pid-file", str(tmp_path / "pid"), "-b", str(bundle.path), bundle.name)
+        with listener.accept()[0] as connection:
+            word, descriptors, _, _ = socket.recv_fds(connection, 100, 1)
+    assert word == (b"setns" if command == "exec" else b"standard")
+    with owned(descriptors[0]):
+        found = Path(f"/proc/self/fdinfo/{descriptors[0]}").read_text()
+    assert f"Pid:\t{(tmp_path / 'pid').read_text()}\n" in found
+
+
+def test_a_warning_without_a_log_is_told_on_stderr(bundle: Bundle) -> None:
+    bundle.process["capabilities"]["ambient"] = ["CAP_CHOWN"]
+    done = bundle.run("true")
+    assert done.returncode == 0 and "warning: ambient capabilities not given: CAP_CHOWN" in done.stderr
+
+
+def test_exec_makes_an_added_capability_ambient_where_some_are_inheritable(bundle: Bundle) -> None:
+    bundle.process["capabilities"] |= {"inheritable": ["CAP_SYSLOG"], "bounding": ["CAP_SYSLOG"]}
+    bundle.up()
+    assert bundle.inside("grep CapAmb /proc/self/status", "--cap", "CAP_SYSLOG").split()[1] == f"{1 << 34:016x}"
 
 
 def with_descriptor_three(bundle: Bundle, *words: str, **more: str) -> tuple[subprocess.CompletedProcess[str], bytes]:

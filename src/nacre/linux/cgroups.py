@@ -20,6 +20,7 @@ from nacre.oci.errors import Failure
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 __all__ = ["Cgroup", "CgroupBusy", "CgroupMissing", "Hierarchy", "Layout", "LimitRefused", "discover", "missing"]
@@ -326,17 +327,20 @@ class Cgroup:
             return -1
         return os.open(self.layout.directory(unified, self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def gates(self, *, born: bool = False) -> list[tuple[str, int]]:
+    def gates(self, *, born: bool = False, below: Mapping[str, str] = {}) -> list[tuple[str, int]]:
         """(directory, descriptor) per hierarchy: a single-threaded process enters by writing "0" to each. The caller owns them.
 
         On v1 this is the file `tasks`: moving one's own only thread spares the kernel's global lock (up to 12 ms a hierarchy).
-        `born`: without v2's, in which the process is already (`cradle`).
+        `born`: without v2's, in which the process is already (`cradle`). `below`: controller to a path below the group, in its hierarchy.
+        Raises CgroupMissing for a controller that is nowhere.
         """
+        deeper = {self.layout.need(controller, f"enter cgroup {self.path}/{path}"): path for controller, path in below.items()}
         opened: list[tuple[str, int]] = []
         try:
             for hierarchy, directory in self._directories:
                 if born and hierarchy.version == 2:
                     continue
+                directory = os.path.join(directory, deeper.get(hierarchy, "").lstrip("/")).rstrip("/")
                 name = "cgroup.procs" if hierarchy.version == 2 else "tasks"
                 opened.append((directory, os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)))
         except BaseException:

@@ -375,10 +375,15 @@ def adjust_oom_score(pid: int, tree: Mapping[str, Any]) -> list[str]:
 
 
 def send_console(path: str, console: int) -> None:
-    """The master to who listens at `path` (runc's --console-socket): one message with the descriptor beside it."""
+    """The master to who listens at `path` (runc's --console-socket)."""
+    send_descriptor(path, "/dev/ptmx", console)
+
+
+def send_descriptor(path: str, word: str, descriptor: int) -> None:
+    """One message, `word` with the descriptor beside it, to who listens at `path`."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sender:
             sender.connect(path)
-            socket.send_fds(sender, [b"/dev/ptmx"], [console])
+            socket.send_fds(sender, [word.encode()], [descriptor])
     except OSError as error:
-        raise Failure(what=f"hand the terminal to {path}", cause=f"{error.strerror or error} (errno {error.errno})") from error
+        raise Failure(what=f"hand {word} to {path}", cause=f"{error.strerror or error} (errno {error.errno})") from error

@@ -9,7 +9,7 @@ from nacre.linux.contexts import ExitStack
 from nacre.linux.namespaces import KINDS
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
-from nacre.oci.errors import WrongStatus
+from nacre.oci.errors import Invalid, WrongStatus
 from nacre.oci.state import Record, Status
 from nacre.runc import init, plan
 from nacre.runc import process_steps as ps
@@ -20,7 +20,7 @@ from nacre.runc.life import cgroup_of, current_status
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from nacre.runc.container import Stdio
@@ -36,12 +36,13 @@ def execute(
     preserve_fds: int = 0,
     console_socket: str = "",
     ignore_paused: bool = False,
-    sub_cgroup: str = "",
+    sub_cgroups: Sequence[str] = (),
     layout: cgroups.Layout | None = None,
 ) -> Launch:
     """Run the OCI `process` given as `tree` inside; returns once its program is executing. The caller reaps the pid.
 
-    `stdio` and `tty` as in `create`. `sub_cgroup` is a path below the container's cgroup. Raises CommandNotFound and the like,
+    `stdio` and `tty` as in `create`. `sub_cgroups` are paths below the container's cgroup: one for
+    all hierarchies, made where it is missing, or CONTROLLER[,…]:PATH for some. Raises CommandNotFound and the like,
     WrongStatus for a container that does not run. `layout` spares who knows it a look at the mount table.
     """
     checked = oci_spec.check_process(tree)
@@ -64,7 +65,7 @@ def execute(
         ),
     )
     with ExitStack() as held:
-        launcher = _launch(record, checked, host, stdio, sub_cgroup, layout)
+        launcher = _launch(record, checked, host, stdio, sub_cgroups, layout)
         held.callback(launcher.abandon)
         enter_class(record, launcher.pid)
         warnings = adjust_oom_score(launcher.pid, checked)
@@ -83,17 +84,24 @@ def execute(
 
 
 def _launch(
-    record: Record, tree: Mapping[str, Any], host: plan.Host, stdio: Stdio, sub_cgroup: str, layout: cgroups.Layout | None
+    record: Record,
+    tree: Mapping[str, Any],
+    host: plan.Host,
+    stdio: Stdio,
+    sub_cgroups: Sequence[str],
+    layout: cgroups.Layout | None,
 ) -> Launcher:
+    below = _below(sub_cgroups)
+    all_below = below.pop("", "")
     pidfd = process.pidfd_open(record.pid)
     with ExitStack() as opened:
         opened.callback(os.close, pidfd)
         if current_status(record) == Status.STOPPED:  # the number may have become another's before the pidfd was taken
             raise WrongStatus(what=f"execute in container {record.id}", cause="it has just ended")
-        cgroup = cgroup_of(record, sub_cgroup, layout)
-        if cgroup is not None and sub_cgroup:
+        cgroup = cgroup_of(record, all_below, layout)
+        if cgroup is not None and all_below:
             cgroup.create(limits=False)
-        cradle, gates = _ways_in(cgroup, record, opened)
+        cradle, gates = _ways_in(cgroup, record, below, opened)
         ours = {kind for kind in KINDS if _same(kind, record.pid)}
         visit: dict[str, int] = {}
         if "pid" not in ours:  # children alone are born there, so it is the parent that has to go
@@ -147,14 +155,32 @@ def _same(kind: str, pid: int) -> bool:
         return True  # a kind that this kernel lacks, or a process that is gone: joining will say
 
 
-def _ways_in(cgroup: cgroups.Cgroup | None, record: Record, opened: ExitStack) -> tuple[int, list[tuple[str, int]]]:
+def _below(words: Sequence[str]) -> dict[str, str]:
+    """What `sub_cgroups` say, controller to path; "" stands for all of them. Raises Invalid."""
+    found: dict[str, str] = {}
+    for word in words:
+        controllers, colon, path = word.rpartition(":")
+        for controller in controllers.split(","):
+            if ".." in path.split("/") or (colon and not controller) or controller in found or "" in found:
+                raise Invalid(
+                    what=f"enter the cgroup {word!r} below the container's",
+                    cause="it leads out of it, or names a controller twice or not at all",
+                    remedy="write --cgroup PATH, or --cgroup CONTROLLER:PATH for each",
+                )
+            found[controller] = path
+    return found
+
+
+def _ways_in(
+    cgroup: cgroups.Cgroup | None, record: Record, below: Mapping[str, str], opened: ExitStack
+) -> tuple[int, list[tuple[str, int]]]:
     """(the v2 directory to be born in or -1, gates of the others), which `opened` closes."""
     if cgroup is None:
         return -1, []
     cradle = -1 if record.status == Status.PAUSED else cgroup.cradle()  # it would be born frozen and never get to its set-up
     if cradle >= 0:
         opened.callback(os.close, cradle)
-    gates = cgroup.gates(born=True) if cradle >= 0 else _gates(cgroup, record)
+    gates = cgroup.gates(born=cradle >= 0, below=below) if cradle >= 0 or below else _gates(cgroup, record)
     for _, fd in gates:
         opened.callback(os.close, fd)
     return cradle, gates

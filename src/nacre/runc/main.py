@@ -93,7 +93,11 @@ class _Call:
         return self.plain[0]
 
     def warn(self, words: str) -> None:
-        _log(self.shared, "warning", words)
+        """To the log, or where there is none to stderr: nothing is lost."""
+        if self.shared.get("log"):
+            _log(self.shared, "warning", words)
+        else:
+            print(f"nacre-runc: warning: {words}", file=sys.stderr)
 
     def warn_all(self, launch: runc.Launch) -> None:
         for words in launch.warnings:
@@ -110,6 +114,16 @@ class _Call:
         except re.error as error:
             raise Invalid(what="read the command line", cause=f"{self.id!r} is no regular expression: {error}") from error
         return [identifier for identifier in store.identifiers(self.root) if pattern.search(identifier)]
+
+
+def _send_pidfd(call: _Call, pid: int, kind: str) -> None:
+    """--pidfd-socket: a descriptor of process `pid`, with a word beside it, to who listens there."""
+    if path := call.options.get("pidfd-socket"):
+        from nacre.linux.pids import owned, pidfd_open
+        from nacre.runc.container import send_descriptor
+
+        with owned(pidfd_open(pid)) as pidfd:
+            send_descriptor(path, kind, pidfd)
 
 
 def _write_pid(path: str | None, pid: int) -> None:
@@ -153,8 +167,9 @@ def _create(call: _Call) -> int:
         runc.delete(call.root, call.id, force=True)
         raise Invalid(what=f"create container {call.id}", cause="process.terminal is true and there is no --console-socket")
     try:
+        _send_pidfd(call, launch.pid, "standard")
         _write_pid(call.options.get("pid-file"), launch.pid)
-    except OSError:
+    except (Failure, OSError):
         runc.delete(call.root, call.id, force=True)
         raise
     return 0
@@ -174,6 +189,7 @@ def _run(call: _Call) -> int:
             call.warn_all(launch)
             if launch.console is not None and detach:
                 raise Invalid(what=f"run container {call.id}", cause="--detach with process.terminal needs a --console-socket")
+            _send_pidfd(call, launch.pid, "standard")
             _write_pid(call.options.get("pid-file"), launch.pid)
             if launch.console is not None:
                 foreground.copy_size(launch.console)  # before the program can ask for it
@@ -201,9 +217,10 @@ def _exec(call: _Call) -> int:
             preserve_fds=chosen.get("preserve-fds", 0),
             console_socket=chosen.get("console-socket", ""),
             ignore_paused=chosen.get("ignore-paused", False),
-            sub_cgroup=chosen.get("cgroup", ""),
+            sub_cgroups=chosen.get("cgroup", ()),
         )
         call.warn_all(launch)
+        _send_pidfd(call, launch.pid, "setns")
         _write_pid(chosen.get("pid-file"), launch.pid)
         return 0 if chosen.get("detach") else foreground.attend(launch.pid, launch.console, pending)
 
@@ -239,8 +256,11 @@ def _process(call: _Call) -> dict[str, Any]:
             *(_number(word, "--additional-gids") for word in chosen["additional-gids"]),
         ]
     capabilities = {kind: list(names) for kind, names in tree.get("capabilities", {}).items()}
+    kinds = ["bounding", "effective", "permitted"]  # never inheritable: CVE-2022-29162
+    if capabilities.get("inheritable"):
+        kinds.append("ambient")  # what is inheritable already may be kept by a program without capabilities of its own
     for name in chosen.get("cap", ()):
-        for kind in ("bounding", "effective", "permitted"):  # never inheritable: CVE-2022-29162
+        for kind in kinds:
             capabilities.setdefault(kind, []).append(name)
     return tree | {"user": user, "capabilities": capabilities}
 
