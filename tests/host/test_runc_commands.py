@@ -21,6 +21,7 @@ from nacre.linux import cgroups
 from nacre.linux.libc import owned
 from nacre.linux.process import pidfd_open
 from nacre.oci import spec
+from nacre.runc import options
 
 
 @pytest.fixture
@@ -303,6 +304,7 @@ def test_features_is_json_of_what_is_there(bundle: Bundle) -> None:
     assert set(features["hooks"]) == {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"}
     assert {"mount", "pid", "time", "user"} <= set(features["linux"]["namespaces"])
     assert "CAP_SYS_ADMIN" in features["linux"]["capabilities"] and "rro" in features["mountOptions"]
+    assert features["annotations"]["io.github.seccomp.libseccomp.version"].startswith("2.")
 
 
 def test_version_and_help_and_no_words(bundle: Bundle) -> None:
@@ -311,6 +313,19 @@ def test_version_and_help_and_no_words(bundle: Bundle) -> None:
     assert "no such command" in bundle.fails("frobnicate")
     assert "there is no option --frob" in bundle.fails("create", "--frob", "x")
     assert "needs a value" in bundle.fails("create", "--bundle")
+
+
+def test_every_command_tells_its_options(bundle: Bundle) -> None:
+    for command in options.COMMANDS:
+        assert bundle.ok(command, "--help").startswith(f"usage: nacre-runc {command} ")
+    assert "[--no-pivot]" in bundle.ok("run", "-h") and "[--pid-file VALUE]" in bundle.ok("exec", "--help")
+
+
+def test_a_log_that_cannot_be_kept_is_refused_before_anything_is_done(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.write()
+    assert "neither text nor json" in bundle.fails("--log-format", "xml", "create", "-b", str(bundle.path), bundle.name)
+    assert "/nowhere/log" in bundle.fails("--log", "/nowhere/log", "create", "-b", str(bundle.path), bundle.name)
+    assert leftovers(bundle) == []
 
 
 def test_a_failure_goes_to_the_log_as_json_and_as_text(bundle: Bundle, tmp_path: Path) -> None:
@@ -387,6 +402,15 @@ def test_exec_goes_into_a_group_below_the_containers_when_asked(bundle: Bundle) 
     bundle.up()
     groups = bundle.inside("cat /proc/self/cgroup", "--cgroup", "inner")
     assert f"{bundle.cgroup}/inner" in groups
+    assert "without '..'" in bundle.fails("exec", "--cgroup", "inner/../../outside", bundle.name, "true", code=255)
+
+
+def test_of_variables_given_twice_the_last_one_counts(bundle: Bundle) -> None:
+    bundle.config["process"]["env"] += ["TWICE=first", "TWICE=second"]
+    bundle.up()
+    told = bundle.inside("env; tr '\\0' '\\n' </proc/1/environ", "--env", "PATH=/bin:/added", "-e", "TWICE=third").splitlines()
+    assert [line for line in told if "TWICE" in line] == ["TWICE=third", "TWICE=second"]
+    assert told.count("PATH=/bin:/added") == 1
 
 
 def test_exec_goes_into_groups_by_controller_and_not_out_of_the_containers(bundle: Bundle) -> None:
@@ -451,6 +475,15 @@ def test_descriptors_are_passed_on_by_number_and_no_others(bundle: Bundle) -> No
     assert told == b"through\n" and done.stdout.split() == ["0", "1", "2", "3", "4"], "4 is ls's own"
     done, told = with_descriptor_three(bundle, "run", "-b", str(bundle.path), bundle.name)
     assert told == b"" and done.stdout.split() == ["0", "1", "2", "3"], "nothing is passed unasked; 3 is ls's own"
+
+
+def test_a_descriptor_to_pass_on_that_is_not_open_is_named_and_none_of_ours_takes_its_place(bundle: Bundle) -> None:
+    bundle.script("echo $LISTEN_FDS; ls /proc/self/fd | tr '\\n' ' '").write()
+    done, _ = with_descriptor_three(bundle, "run", "--preserve-fds", "40", "-b", str(bundle.path), bundle.name)
+    assert done.returncode == 1 and "descriptor 4 is not open" in done.stderr
+    assert leftovers(bundle) == []
+    done, _ = with_descriptor_three(bundle, "run", "-b", str(bundle.path), bundle.name, LISTEN_FDS="40")
+    assert done.stdout == "40\n0 1 2 3 4 ", "a starter that announces too many is not ours to judge; 4 is ls's own"
 
 
 def test_sockets_of_an_activating_starter_are_passed_on(bundle: Bundle) -> None:

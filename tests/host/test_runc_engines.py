@@ -33,3 +33,21 @@ def test_a_program_that_is_nowhere_fails_create_with_the_words_that_engines_look
     said = bundle.fails("create", "--bundle", str(bundle.path), bundle.name)
     assert ("executable file not found in $PATH" if "/" not in name else "no such file or directory") in said and name in said
     assert leftovers(bundle) == []
+
+
+@pytest.mark.parametrize("name", ["/etc", "/etc/passwd"])
+def test_a_program_that_nobody_may_execute_fails_create_with_the_words_that_mean_126(bundle: Bundle, name: str) -> None:
+    bundle.args(name).write()
+    said = bundle.fails("create", "--bundle", str(bundle.path), bundle.name)
+    assert f'exec: "{name}": permission denied' in said
+    assert leftovers(bundle) == []
+
+
+def test_a_program_relative_to_the_working_directory_is_found_there(bundle: Bundle) -> None:
+    tool = bundle.rootfs / "mnt" / "tool"
+    tool.write_text("#!/bin/sh\necho found\n")
+    tool.chmod(0o755)
+    for name, path in (("./tool", "/bin"), ("tool", ".:/bin")):
+        bundle.process |= {"cwd": "/mnt", "args": [name], "env": [f"PATH={path}"]}
+        done = bundle.run()
+        assert done.stdout == "found\n", done.stderr

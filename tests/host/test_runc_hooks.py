@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runc_support import Bundle, leftovers, made
+from runc_support import Bundle, environment, leftovers, made
 
 from nacre.linux.namespaces import identity
 
@@ -91,6 +91,19 @@ def test_a_hook_gets_exactly_its_environment_and_arguments(bundle: Bundle) -> No
     assert bundle.run("true").returncode == 0
     words = (bundle.path / "env").read_text().split()
     assert {"X=y", "PATH=/bin:/usr/bin", "sh"} <= set(words) and not any(word.startswith(("HOME=", "ONLY=")) for word in words)
+
+
+def test_a_hook_without_an_environment_has_the_runtimes_and_one_in_the_container_the_containers(bundle: Bundle) -> None:
+    """No host's program sees what an image says: LD_PRELOAD would be loaded into it (CVE-2025-23266)."""
+    bundle.config["process"]["env"].append("LD_IMAGE=theirs")
+    del (outside := hook(f"env > {bundle.path}/outside"))["env"], (inside := hook("env > /inside"))["env"]
+    empty = hook(f"env > {bundle.path}/empty") | {"env": []}
+    bundle.config["hooks"] = {"createContainer": [outside, empty], "startContainer": [inside]}
+    bundle.script("true").write()
+    bundle.ok("run", "-b", str(bundle.path), bundle.name, env=environment(CALLER="ours"))
+    assert "CALLER=ours" in (text := (bundle.path / "outside").read_text()) and "LD_IMAGE" not in text
+    assert "CALLER" not in (bundle.path / "empty").read_text() + (text := (bundle.rootfs / "inside").read_text())
+    assert "LD_IMAGE=theirs" in text
 
 
 @pytest.mark.parametrize("point", ["prestart", "createRuntime", "createContainer"])

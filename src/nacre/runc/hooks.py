@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 
 def run(point: str, hook: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Run one hook to its end. Raises HookFailed for a status that is not 0, a hook that cannot be executed, or one too late."""
+    """Run one hook to its end. Raises HookFailed for a status that is not 0, a hook that cannot be executed, or one too late.
+
+    One without `env` has the runtime's own environment, as under runc and crun: hooks of engines search its PATH.
+    """
     what = f"run the {point} hook {hook['path']}"
     with (
         owned(from_bytes("nacre-state", dumps(state).encode())) as stdin,
         owned(os.memfd_create("nacre-hook-output", os.MFD_CLOEXEC)) as output,
     ):
-        environment = dict(entry.partition("=")[::2] for entry in hook.get("env", ()))
+        environment = dict(entry.partition("=")[::2] for entry in hook["env"]) if "env" in hook else dict(os.environ)
         actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         try:
             pid = os.posix_spawn(

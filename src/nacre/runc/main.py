@@ -45,13 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_USAGE + " ".join(sorted(words_of.COMMANDS)))
             return 0 if plain or shared else 1
         command = plain[0]
+        _check_log(shared)
         if command not in words_of.COMMANDS:
             raise Invalid(what=f"run nacre-runc {command}", cause="there is no such command", remedy="nacre-runc help")
         if command in ("create", "run", "exec"):
             from nacre.linux.interpreter import execute_out_of_reach
 
             execute_out_of_reach("from nacre.runc.main import main; sys.exit(main())", line)
-        chosen, rest = words_of.parse(plain[1:], words_of.COMMANDS[command], command)
+        chosen, rest = words_of.parse(plain[1:], {**words_of.COMMANDS[command], **words_of.HELP}, command)
+        if chosen.get("help"):
+            print(words_of.usage(command))
+            return 0
         return _HANDLERS[command](_Call(shared, chosen, rest))
     except BrokenPipeError:
         return 1
@@ -60,6 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _log(shared, "error", failure.sentence(), failure.evidence)
         print(f"nacre-runc: {failure.sentence()}", *failure.evidence, sep="\n  ", file=sys.stderr)
         return 255 if command == "exec" else 1
+
+
+def _check_log(shared: dict[str, Any]) -> None:
+    """An engine must not find out that nothing is told when something goes wrong."""
+    if (written := shared.get("log-format", "text")) not in ("text", "json"):
+        raise Invalid(what="read the options", cause=f"--log-format is {written!r}, neither text nor json")
+    if path := shared.get("log"):
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        except OSError as error:
+            del shared["log"]
+            raise Invalid(what="open the log", cause=f"{path}: {error.strerror}", remedy="name a file for --log") from error
 
 
 def _log(shared: Options, level: str, message: str, evidence: Sequence[str] = ()) -> None:
@@ -137,14 +153,36 @@ def _write_pid(path: str | None, pid: int) -> None:
     os.rename(fresh, path)
 
 
+def _given(wanted: int) -> int:
+    """How many of the descriptors 3 … 3+wanted-1 are the caller's, up to the first that is not. A number that is free would become one
+    of ours, such as the container's lock, which its process would then hold while it waits to be started; ours are close-on-exec."""
+    for count in range(wanted):
+        try:
+            if not os.get_inheritable(3 + count):
+                return count
+        except OSError:
+            return count
+    return wanted
+
+
+def _preserved(wanted: int) -> int:
+    if (found := _given(wanted)) < wanted:
+        raise Invalid(
+            what=f"pass {wanted} descriptors on",
+            cause=f"descriptor {3 + found} is not open",
+            remedy="open them before the call, and count from 3 in --preserve-fds",
+        )
+    return wanted
+
+
 def _creation(call: _Call) -> dict[str, Any]:
     chosen = call.options
-    passed = 0
-    if os.environ.get("LISTEN_FDS", "").isdigit() and os.environ.get("LISTEN_PID", str(os.getpid())) == str(os.getpid()):
-        passed = int(os.environ["LISTEN_FDS"])
+    announced, environment = 0, os.environ
+    if environment.get("LISTEN_FDS", "").isdigit() and environment.get("LISTEN_PID", str(os.getpid())) == str(os.getpid()):
+        announced = int(environment["LISTEN_FDS"])
     return {
-        "preserve_fds": passed + chosen.get("preserve-fds", 0),
-        "extra_environment": (f"LISTEN_FDS={passed}", "LISTEN_PID=1") if passed else (),
+        "preserve_fds": _preserved(_given(announced) + chosen.get("preserve-fds", 0)),
+        "extra_environment": (f"LISTEN_FDS={announced}", "LISTEN_PID=1") if announced else (),
         "systemd_cgroup": call.shared.get("systemd-cgroup", False) or call.shared.get("cgroup-manager") == "systemd",
         "no_pivot": chosen.get("no-pivot", False),
         "no_new_keyring": chosen.get("no-new-keyring", False),
@@ -214,7 +252,7 @@ def _exec(call: _Call) -> int:
             call.id,
             tree,
             tty=chosen.get("tty", False),
-            preserve_fds=chosen.get("preserve-fds", 0),
+            preserve_fds=_preserved(chosen.get("preserve-fds", 0)),
             console_socket=chosen.get("console-socket", ""),
             ignore_paused=chosen.get("ignore-paused", False),
             sub_cgroups=chosen.get("cgroup", ()),

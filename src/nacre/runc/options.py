@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # A table has "--name" or "-n": "flag", "value", "number" or "list"; a second word after a blank is the canonical name.
 
+HELP: Table = {"--help": "flag", "-h": "flag help"}
 GLOBAL: Table = {
     "--root": "value",
     "--log": "value",
@@ -24,8 +25,7 @@ GLOBAL: Table = {
     "--cgroup-manager": "value",
     "--version": "flag",
     "-v": "flag version",
-    "--help": "flag",
-    "-h": "flag help",
+    **HELP,
 }
 _CREATE: Table = {
     "--bundle": "value",
@@ -128,6 +128,12 @@ COMMANDS: Mapping[str, Table] = {
     "events": {"--stats": "flag", "--interval": "value"},
 }
 _NO_MORE = frozenset({"exec", "ps", ""})  # after the first plain word the rest is somebody else's
+
+
+def usage(command: str) -> str:
+    """What `command` takes."""
+    names = (name if kind.startswith("flag") else f"{name} VALUE" for name, kind in COMMANDS[command].items())
+    return f"usage: nacre-runc {command} [OPTIONS] ID …\noptions: " + " ".join(f"[{name}]" for name in names)
 
 
 def parse(words: Sequence[str], table: Table, command: str = "") -> tuple[dict[str, Any], list[str]]:

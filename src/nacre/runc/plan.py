@@ -150,7 +150,7 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     steps += _finish_root(spec, host)
     if host.seek_program:
         process = spec["process"]
-        steps.append(ps.SeekProgram(process["args"][0], tuple(process.get("env", ()))))
+        steps.append(ps.SeekProgram(process["args"][0], tuple(process.get("env", ())), process["cwd"]))
     steps.append(ps.NewSession())
     if not host.late_cgroups:
         steps.append(ps.EnterCgroups("cgroup" in new))

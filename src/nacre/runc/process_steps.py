@@ -428,7 +428,8 @@ class Execute(Value, kw_only=False):
         return f"execute {self.arguments[0]!r}"
 
     def run(self, context: Context) -> None:
-        environment = list(self.environment)
+        # of entries of one name libc would find the first; an engine adds its own behind
+        environment = list({entry.partition("=")[0]: entry for entry in self.environment}.values())
         if not any(entry.startswith("HOME=") for entry in environment):
             environment.append(f"HOME={context.home or '/'}")
         program = find_program(self.describe(), self.arguments[0], _search_path(environment))
@@ -456,24 +457,26 @@ class SeekProgram(Value, kw_only=False):
 
     name: str
     environment: tuple[str, ...]
+    cwd: str  # the process is not there yet
 
     def describe(self) -> str:
         return f"execute {self.name!r}"
 
     def run(self, context: Context) -> None:
-        find_program(self.describe(), self.name, _search_path(self.environment), any_user=True)
+        find_program(self.describe(), self.name, _search_path(self.environment), cwd=self.cwd, any_user=True)
 
 
 def _search_path(environment: Sequence[str]) -> str:
-    return next((entry[5:] for entry in environment if entry.startswith("PATH=")), DEFAULT_PATH)
+    return next((entry[5:] for entry in reversed(environment) if entry.startswith("PATH=")), DEFAULT_PATH)
 
 
-def find_program(what: str, name: str, search: str, *, any_user: bool = False) -> str:
+def find_program(what: str, name: str, search: str, *, cwd: str = "", any_user: bool = False) -> str:
     """The path of the program as execvp(3) would find it. Raises CommandNotFound or CommandNotExecutable.
 
     `any_user`: what some user may execute is found, whoever asks; root asks before it is known what the process's user may see.
     """
     candidates = [name] if "/" in name else [os.path.join(directory or ".", name) for directory in search.split(":")]
+    candidates = [os.path.join(cwd, candidate) for candidate in candidates]
     refused: tuple[str, str] | None = None
     for candidate in candidates:
         try:
