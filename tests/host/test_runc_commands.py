@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 
 import pytest
-from runc_support import Bundle, environment, leftovers, made
+from runc_support import CALL_S, Bundle, environment, leftovers, made
 
 from nacre.linux import cgroups
 from nacre.linux.libc import owned
@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
 
 def await_status(bundle: Bundle, wanted: str) -> None:
     """Callers poll `state`, and so does this."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + CALL_S
     while bundle.state()["status"] != wanted:
         assert time.monotonic() < deadline, f"still {bundle.state()['status']}"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runc_support import REPOSITORY, RUNC, Bundle, environment, made, with_user_namespace
+from runc_support import CALL_S, REPOSITORY, RUNC, Bundle, environment, made, with_user_namespace
 
 from nacre.linux.namespaces import KINDS, identity
 
@@ -197,7 +197,7 @@ class Ordinary:
             ["unshare", "--mount", "sh", "-ec", script, "sh", *command],
             text=True,
             check=False,
-            timeout=30,
+            timeout=CALL_S,
             env=environment(PYTHONDONTWRITEBYTECODE="1"),
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | files,
         )

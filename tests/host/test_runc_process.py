@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runc_support import Bundle, environment, made
+from runc_support import CALL_S, Bundle, environment, made
 
 from nacre.linux import capabilities
 
@@ -180,7 +180,7 @@ def test_signals_ignored_or_blocked_by_the_starter_are_the_programs_again(bundle
 
 
 def receive_console(listener: socket.socket) -> tuple[bytes, int]:
-    listener.settimeout(20)
+    listener.settimeout(CALL_S)
     connection, _ = listener.accept()
     with connection:
         data, ancillary, _, _ = connection.recvmsg(100, 100)
