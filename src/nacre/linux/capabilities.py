@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-
+from nacre.linux import cdata
 from nacre.linux.libc import SyscallError, syscall
 from nacre.linux.process import Prctl, prctl
 
@@ -28,12 +27,12 @@ SYS_RESOURCE = 1 << NUMBERS["CAP_SYS_RESOURCE"]
 _VERSION_3 = 0x20080522
 
 
-class _Header(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+class _Header(cdata.Structure):
+    _fields_ = [("version", cdata.c_uint32), ("pid", cdata.c_int)]
 
 
-class _Data(ctypes.Structure):
-    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+class _Data(cdata.Structure):
+    _fields_ = [("effective", cdata.c_uint32), ("permitted", cdata.c_uint32), ("inheritable", cdata.c_uint32)]
 
 
 def mask(names: Iterable[str]) -> int:
@@ -55,7 +54,7 @@ def names(bits: int) -> list[str]:
 def capget(pid: int = 0) -> tuple[int, int, int]:
     """(effective, permitted, inheritable) of a thread, 0 the calling one."""
     header, data = _Header(_VERSION_3, pid), (_Data * 2)()
-    syscall("capget", ctypes.byref(header), ctypes.byref(data))
+    syscall("capget", cdata.byref(header), cdata.byref(data))
     low, high = data
     return (
         low.effective | high.effective << 32,
@@ -73,7 +72,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         data[index].permitted = permitted >> shift & 0xFFFFFFFF
         data[index].inheritable = inheritable >> shift & 0xFFFFFFFF
     header = _Header(_VERSION_3, 0)
-    syscall("capset", ctypes.byref(header), ctypes.byref(data))
+    syscall("capset", cdata.byref(header), cdata.byref(data))
 
 
 _last = -1

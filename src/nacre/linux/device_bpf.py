@@ -6,9 +6,9 @@ devices.allow and devices.deny would. What no rule matches is allowed, as in a f
 
 from __future__ import annotations
 
-import ctypes
 import struct
 
+from nacre.linux import cdata
 from nacre.linux.cgroup_values import DeviceRule
 from nacre.linux.libc import owned, syscall
 
@@ -77,8 +77,8 @@ def attach(cgroup: int, rules: Sequence[DeviceRule]) -> None:
     """
     before = _attached(cgroup)
     code = program(rules)
-    instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"Apache-2.0")
-    head = (_PROG_TYPE_CGROUP_DEVICE, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence))
+    instructions, licence = cdata.create_string_buffer(code, len(code)), cdata.create_string_buffer(b"Apache-2.0")
+    head = (_PROG_TYPE_CGROUP_DEVICE, len(code) // 8, cdata.addressof(instructions), cdata.addressof(licence))
     with owned(_bpf(_PROG_LOAD, struct.pack("=IIQQIIQII16sI", *head, 0, 0, 0, 0, 0, b"nacre_devices", 0))) as new:
         _bpf(_PROG_ATTACH, struct.pack("=IIIII", cgroup, new, _ATTACH_CGROUP_DEVICE, _ALLOW_MULTI, 0))
     for identifier in before:
@@ -87,9 +87,9 @@ def attach(cgroup: int, rules: Sequence[DeviceRule]) -> None:
 
 
 def _attached(cgroup: int) -> list[int]:
-    identifiers = (ctypes.c_uint32 * 64)()
-    attribute = ctypes.create_string_buffer(
-        struct.pack("=IIIIQII", cgroup, _ATTACH_CGROUP_DEVICE, 0, 0, ctypes.addressof(identifiers), 64, 0), 64
+    identifiers = (cdata.c_uint32 * 64)()
+    attribute = cdata.create_string_buffer(
+        struct.pack("=IIIIQII", cgroup, _ATTACH_CGROUP_DEVICE, 0, 0, cdata.addressof(identifiers), 64, 0), 64
     )
     syscall("bpf", _PROG_QUERY, attribute, 64)
     (count,) = struct.unpack_from("=I", attribute.raw, 24)
@@ -97,5 +97,5 @@ def _attached(cgroup: int) -> list[int]:
 
 
 def _bpf(command: int, attribute: bytes) -> int:
-    buffer = ctypes.create_string_buffer(attribute, 128)
+    buffer = cdata.create_string_buffer(attribute, 128)
     return syscall("bpf", command, buffer, 128)

@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
-from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 
+from nacre.linux.cdata import CDLL, PyDLL, c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p, get_errno
 from nacre.linux.numbers import machine, number
 from nacre.linux.pids import owned
 
@@ -27,8 +26,8 @@ AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_libc_blocking = ctypes.CDLL(None, use_errno=True)
+_libc = PyDLL(None, use_errno=True)
+_libc_blocking = CDLL(None, use_errno=True)
 
 
 class SyscallError(OSError):
@@ -53,7 +52,7 @@ def bind(name: str, *argtypes: Any, path: int | None = None, blocking: bool = Fa
 
     def check(result: int, _function: object, args: tuple[Any, ...]) -> int:
         if result == -1:
-            raise SyscallError(name, ctypes.get_errno(), None if path is None or args[path] is None else os.fsdecode(args[path]))
+            raise SyscallError(name, get_errno(), None if path is None or args[path] is None else os.fsdecode(args[path]))
         return result
 
     function.errcheck = check  # type: ignore[assignment]  # ctypes' stub wants its own pointer type
@@ -71,7 +70,7 @@ def syscall(call: str, *args: Any, path: str | None = None, blocking: bool = Fal
     function = _syscall_blocking if blocking else _syscall
     result: int = function(c_long(number(call)), *(c_long(arg) if isinstance(arg, int) else arg for arg in args))
     if result == -1:
-        raise SyscallError(call, ctypes.get_errno(), path)
+        raise SyscallError(call, get_errno(), path)
     return result
 
 

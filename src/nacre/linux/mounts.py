@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
+from nacre.linux import cdata
 from nacre.linux.flags import Flags
 from nacre.linux.libc import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, CharP, Int, SyscallError, ULong, bind, syscall
 
@@ -71,12 +71,12 @@ class OpenTree(Flags):
     EMPTY_PATH = AT_EMPTY_PATH
 
 
-class _Attr(ctypes.Structure):
+class _Attr(cdata.Structure):
     _fields_ = [
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
+        ("attr_set", cdata.c_uint64),
+        ("attr_clr", cdata.c_uint64),
+        ("propagation", cdata.c_uint64),
+        ("userns_fd", cdata.c_uint64),
     ]
 
 
@@ -118,7 +118,7 @@ def mount_setattr(
     """mount_setattr(2) on the mount that descriptor `fd` is in. ENOSYS before Linux 5.12."""
     attr = _Attr(attr_set, attr_clear, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    syscall("mount_setattr", fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
+    syscall("mount_setattr", fd, b"", flags, cdata.byref(attr), cdata.sizeof(attr))
 
 
 def pivot_root(new: str, old: str) -> None:

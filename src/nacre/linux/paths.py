@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
+from nacre.linux import cdata
 from nacre.linux.flags import Flags
 from nacre.linux.libc import AT_FDCWD, Int, SyscallError, VoidP, bind, owned, syscall
 
@@ -21,8 +21,8 @@ class Resolve(Flags):
     CACHED = 0x20
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+class _OpenHow(cdata.Structure):
+    _fields_ = [("flags", cdata.c_uint64), ("mode", cdata.c_uint64), ("resolve", cdata.c_uint64)]
 
 
 _IN_ROOT = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
@@ -37,7 +37,7 @@ def openat2(directory: int, path: str, flags: int, mode: int = 0, resolve: Resol
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     for attempt in range(32):
         try:
-            return syscall("openat2", directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+            return syscall("openat2", directory, os.fsencode(path), cdata.byref(how), cdata.sizeof(how), path=path)
         except SyscallError as error:
             if error.errno != errno.EAGAIN or attempt == 31:
                 raise
@@ -148,8 +148,8 @@ def open_own_proc(name: str, flags: int) -> int:
     """
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        found = (ctypes.c_long * 32)()
-        _fstatfs(proc, ctypes.addressof(found))
+        found = (cdata.c_long * 32)()
+        _fstatfs(proc, cdata.addressof(found))
         if found[0] != _PROC_SUPER_MAGIC:
             raise SyscallError("fstatfs", errno.EBADF, "/proc")
         return openat2(proc, f"{os.getpid()}/{name}", flags, resolve=Resolve.BENEATH | Resolve.NO_XDEV | Resolve.NO_SYMLINKS)

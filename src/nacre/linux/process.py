@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
+from nacre.linux import cdata
 from nacre.linux import sockets as socket
 from nacre.linux.flags import Flags
 from nacre.linux.libc import CharP, Int, SyscallError, ULong, bind, syscall
@@ -96,9 +96,9 @@ def close_all_but(keep: Iterable[int]) -> None:
     close_range(first)
 
 
-class _CloneArgs(ctypes.Structure):
+class _CloneArgs(cdata.Structure):
     _fields_ = [
-        (name, ctypes.c_uint64)
+        (name, cdata.c_uint64)
         for name in (
             *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"),
             *("set_tid", "set_tid_size", "cgroup"),
@@ -115,47 +115,47 @@ def fork(flags: int = 0, *, cgroup: int = -1) -> int:
     if cgroup >= 0:
         arguments.flags |= int(Clone.INTO_CGROUP)
         arguments.cgroup = cgroup
-    ctypes.pythonapi.PyOS_BeforeFork()
+    cdata.pythonapi.PyOS_BeforeFork()
     pid, error = -1, None
     try:
-        pid = syscall("clone3", ctypes.byref(arguments), ctypes.sizeof(arguments))
+        pid = syscall("clone3", cdata.byref(arguments), cdata.sizeof(arguments))
     except SyscallError as refused:
         error = refused
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        cdata.pythonapi.PyOS_AfterFork_Child()
     else:
-        ctypes.pythonapi.PyOS_AfterFork_Parent()
+        cdata.pythonapi.PyOS_AfterFork_Parent()
     if error is not None:
         raise error
     return pid
 
 
-class _SchedAttr(ctypes.Structure):
+class _SchedAttr(cdata.Structure):
     _fields_ = [
-        ("size", ctypes.c_uint32),
-        ("sched_policy", ctypes.c_uint32),
-        ("sched_flags", ctypes.c_uint64),
-        ("sched_nice", ctypes.c_int32),
-        ("sched_priority", ctypes.c_uint32),
-        ("sched_runtime", ctypes.c_uint64),
-        ("sched_deadline", ctypes.c_uint64),
-        ("sched_period", ctypes.c_uint64),
+        ("size", cdata.c_uint32),
+        ("sched_policy", cdata.c_uint32),
+        ("sched_flags", cdata.c_uint64),
+        ("sched_nice", cdata.c_int32),
+        ("sched_priority", cdata.c_uint32),
+        ("sched_runtime", cdata.c_uint64),
+        ("sched_deadline", cdata.c_uint64),
+        ("sched_period", cdata.c_uint64),
     ]
 
 
 def sched_setattr(policy: int, flags: int, nice: int, priority: int, deadline: tuple[int, int, int]) -> None:
     """sched_setattr(2) for this thread; `deadline` is (runtime, deadline, period) in ns for SCHED_DEADLINE."""
-    attributes = _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, *deadline)
-    syscall("sched_setattr", 0, ctypes.byref(attributes), 0)
+    attributes = _SchedAttr(cdata.sizeof(_SchedAttr), policy, flags, nice, priority, *deadline)
+    syscall("sched_setattr", 0, cdata.byref(attributes), 0)
 
 
 def set_memory_policy(mode: int, nodes: Sequence[int]) -> None:
     """set_mempolicy(2) for this thread, kept over execve; `mode` has the MPOL_F_… flags in it."""
     size = max(nodes, default=0) // 64 + 1
-    mask = (ctypes.c_ulong * size)()
+    mask = (cdata.c_ulong * size)()
     for node in nodes:
         mask[node // 64] |= 1 << node % 64
-    syscall("set_mempolicy", mode, ctypes.byref(mask) if nodes else 0, size * 64 + 1 if nodes else 0)
+    syscall("set_mempolicy", mode, cdata.byref(mask) if nodes else 0, size * 64 + 1 if nodes else 0)
 
 
 _personality = bind("personality", ULong)
@@ -166,7 +166,7 @@ def set_personality(persona: int) -> None:
     _personality(persona)
 
 
-_execve = bind("execve", CharP, ctypes.c_void_p, ctypes.c_void_p, path=0)
+_execve = bind("execve", CharP, cdata.c_void_p, cdata.c_void_p, path=0)
 
 
 class Execution:
@@ -182,12 +182,12 @@ class Execution:
         _execve(self._path, self._argv, self._envp)
 
 
-def _array(words: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
-    return (ctypes.c_char_p * (len(words) + 1))(*(os.fsencode(word) for word in words), None)
+def _array(words: Sequence[str]) -> cdata.Array[cdata.c_char_p]:
+    return (cdata.c_char_p * (len(words) + 1))(*(os.fsencode(word) for word in words), None)
 
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
-_madvise = bind("madvise", ctypes.c_void_p, ULong, Int)
+_madvise = bind("madvise", cdata.c_void_p, ULong, Int)
 
 
 def own_memory() -> None:

@@ -8,11 +8,11 @@ config-linux.md "Seccomp", seccomp(2), seccomp_rule_add(3).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from _blake2 import blake2b  # hashlib would load OpenSSL, half a megabyte in every process that only wants a name
 
+from nacre.linux import cdata
 from nacre.linux.libc import SyscallError, machine, number
 from nacre.linux.memfd import from_bytes
 from nacre.oci.errors import Failure, Invalid
@@ -80,39 +80,39 @@ _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE: 2 is a binary tree instead of a list 
 _BAD_ARCHITECTURE = 2  # SCMP_FLTATR_ACT_BADARCH
 
 
-class _Comparison(ctypes.Structure):
-    _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("datum_a", ctypes.c_uint64), ("datum_b", ctypes.c_uint64)]
+class _Comparison(cdata.Structure):
+    _fields_ = [("arg", cdata.c_uint), ("op", cdata.c_int), ("datum_a", cdata.c_uint64), ("datum_b", cdata.c_uint64)]
 
 
-class _Program(ctypes.Structure):
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+class _Program(cdata.Structure):
+    _fields_ = [("len", cdata.c_ushort), ("filter", cdata.c_void_p)]
 
 
-_library: ctypes.CDLL | None = None
+_library: cdata.CDLL | None = None
 
 
-def _seccomp() -> ctypes.CDLL:
+def _seccomp() -> cdata.CDLL:
     """libseccomp with its prototypes; its functions answer -errno, unlike libc's."""
     global _library
     if _library is None:
         try:
-            library = ctypes.CDLL("libseccomp.so.2")
+            library = cdata.CDLL("libseccomp.so.2")
         except OSError as error:
             raise SeccompRefused(
                 what="compile a seccomp profile",
                 cause=f"libseccomp.so.2 cannot be opened: {error}",
                 remedy="apt-get install libseccomp2",
             ) from error
-        context, uint = ctypes.c_void_p, ctypes.c_uint32
+        context, uint = cdata.c_void_p, cdata.c_uint32
         library.seccomp_init.argtypes, library.seccomp_init.restype = [uint], context
         library.seccomp_release.argtypes, library.seccomp_release.restype = [context], None
         library.seccomp_arch_add.argtypes = library.seccomp_arch_remove.argtypes = [context, uint]
         library.seccomp_arch_exist.argtypes = [context, uint]
         library.seccomp_arch_native.argtypes, library.seccomp_arch_native.restype = [], uint
-        library.seccomp_attr_set.argtypes = [context, ctypes.c_int, uint]
-        library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
-        library.seccomp_rule_add_array.argtypes = [context, uint, ctypes.c_int, ctypes.c_uint, ctypes.POINTER(_Comparison)]
-        library.seccomp_export_bpf.argtypes = [context, ctypes.c_int]
+        library.seccomp_attr_set.argtypes = [context, cdata.c_int, uint]
+        library.seccomp_syscall_resolve_name.argtypes = [cdata.c_char_p]
+        library.seccomp_rule_add_array.argtypes = [context, uint, cdata.c_int, cdata.c_uint, cdata.POINTER(_Comparison)]
+        library.seccomp_export_bpf.argtypes = [context, cdata.c_int]
         _library = library
     return _library
 
@@ -126,8 +126,8 @@ def available() -> bool:
     return True
 
 
-class _Version(ctypes.Structure):
-    _fields_ = [("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint)]
+class _Version(cdata.Structure):
+    _fields_ = [("major", cdata.c_uint), ("minor", cdata.c_uint), ("micro", cdata.c_uint)]
 
 
 def version() -> str:
@@ -135,7 +135,7 @@ def version() -> str:
     if not available():
         return ""
     answer = _seccomp().seccomp_version
-    answer.argtypes, answer.restype = [], ctypes.POINTER(_Version)
+    answer.argtypes, answer.restype = [], cdata.POINTER(_Version)
     found = answer().contents
     return f"{found.major}.{found.minor}.{found.micro}"
 
@@ -248,7 +248,7 @@ def _action(word: str, data: int | None) -> int:
     return _ACTIONS[word]
 
 
-def _add_rule(library: ctypes.CDLL, context: int, rule: Mapping[str, Any], default: int) -> None:
+def _add_rule(library: cdata.CDLL, context: int, rule: Mapping[str, Any], default: int) -> None:
     action = _action(rule["action"], rule.get("errnoRet"))
     if action == default:
         return  # libseccomp refuses what says nothing new
@@ -277,7 +277,7 @@ def _comparisons(arguments: Sequence[Mapping[str, Any]]) -> list[list[_Compariso
     return [[comparison] for comparison in made]
 
 
-def _exported(library: ctypes.CDLL, context: int) -> bytes:
+def _exported(library: cdata.CDLL, context: int) -> bytes:
     fd = from_bytes("nacre-seccomp", b"")
     try:
         _checked(library.seccomp_export_bpf(context, fd), "export the program")
@@ -294,8 +294,8 @@ def _checked(code: int, what: str, *fine: int) -> None:
         )
 
 
-_raw = ctypes.PyDLL(None, use_errno=True)["syscall"]  # bound now: `loader` runs where nothing may be opened
-_raw.restype = ctypes.c_long
+_raw = cdata.PyDLL(None, use_errno=True)["syscall"]  # bound now: `loader` runs where nothing may be opened
+_raw.restype = cdata.c_long
 
 
 def loader(program: bytes, flags: int) -> Callable[[], int]:
@@ -304,14 +304,14 @@ def loader(program: bytes, flags: int) -> Callable[[], int]:
     It answers the listener's descriptor for NEW_LISTENER, else 0. The call needs no_new_privs or CAP_SYS_ADMIN.
     It raises SyscallError; `explain` knows the odd ones.
     """
-    buffer = ctypes.create_string_buffer(program, len(program))
-    structure = _Program(len(program) // 8, ctypes.addressof(buffer))
-    arguments = (ctypes.c_long(number("seccomp")), ctypes.c_long(1), ctypes.c_long(flags), ctypes.byref(structure))
+    buffer = cdata.create_string_buffer(program, len(program))
+    structure = _Program(len(program) // 8, cdata.addressof(buffer))
+    arguments = (cdata.c_long(number("seccomp")), cdata.c_long(1), cdata.c_long(flags), cdata.byref(structure))
 
     def load() -> int:
         answer = int(_raw(*arguments))
         if answer < 0 or (answer > 0 and not flags & NEW_LISTENER):
-            raise SyscallError("seccomp", ctypes.get_errno())
+            raise SyscallError("seccomp", cdata.get_errno())
         buffer  # noqa: B018  # the program must live until here
         return answer
 
