@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -168,6 +169,56 @@ def test_what_criu_says_is_the_evidence_and_the_container_goes_on(bundle: Bundle
     assert "criu restore ended with 3" in told and leftovers(bundle) == []
 
 
+SEEMING = """#!/bin/sh
+while [ $# -gt 0 ]; do case $1 in --pidfile) pidfile=$2;; --action-script) script=$2;; esac; shift; done
+setsid sleep 1000 > /dev/null 2>&1 & echo $! > "$pidfile"; export CRTOOLS_INIT_PID=$!
+for CRTOOLS_SCRIPT_ACTION in pre-restore setup-namespaces post-restore; do
+    export CRTOOLS_SCRIPT_ACTION; "$script" || { kill $CRTOOLS_INIT_PID; exit 1; }
+done
+"""
+
+
+@pytest.fixture
+def seeming_criu(bundle: Bundle, tmp_path: Path) -> tuple[str, ...]:
+    """What CRIU's other end does, with a process that is no container's: the words of a restore."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "descriptors.json").write_text("[]")
+    (tmp_path / "criu").write_text(SEEMING)
+    (tmp_path / "criu").chmod(0o755)
+    images = str(tmp_path / "images")
+    return ("--criu", str(tmp_path / "criu"), "restore", "--detach", "-b", str(bundle.path), "--image-path", images, bundle.name)
+
+
+def test_hooks_of_the_creation_are_run_once_the_namespaces_are_there(
+    bundle: Bundle, tmp_path: Path, seeming_criu: tuple[str, ...]
+) -> None:
+    told = tmp_path / "told"
+    for point in ("prestart", "createRuntime", "createContainer", "startContainer", "poststart"):
+        hook = {"path": "/bin/sh", "args": ["sh", "-c", f"printf '{point} ' >> {told}; cat >> {told}; echo >> {told}"]}
+        bundle.config.setdefault("hooks", {})[point] = [hook]
+    bundle.write()
+    bundle.quietly(*seeming_criu)
+    lines = [line.partition(" ") for line in told.read_text().splitlines()]
+    assert [point for point, _, _ in lines] == ["prestart", "createRuntime"], "those that runc runs then"
+    pid = bundle.state()["pid"]
+    assert [(json.loads(text)["pid"], json.loads(text)["status"]) for _, _, text in lines] == [(pid, "created")] * 2
+    assert sorted(os.listdir(tmp_path / "images")) == ["descriptors.json"]
+    bundle.ok("delete", "--force", bundle.name)
+
+
+def test_a_hook_that_fails_ends_the_restore_and_poststop_is_due(
+    bundle: Bundle, tmp_path: Path, seeming_criu: tuple[str, ...]
+) -> None:
+    bundle.config["hooks"] = {
+        "createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo no network; exit 3"]}],
+        "poststop": [{"path": "/bin/sh", "args": ["sh", "-c", f"cat > {tmp_path}/stopped"]}],
+    }
+    bundle.write()
+    told = bundle.fails(*seeming_criu)
+    assert "run the createRuntime hook" in told and "status 3" in told and "no network" in told
+    assert json.loads((tmp_path / "stopped").read_text())["status"] == "stopped" and leftovers(bundle) == []
+
+
 def test_what_cannot_be_frozen_is_refused_by_name(bundle: Bundle, tmp_path: Path, failing_criu: str) -> None:
     def told(name: str, *options: str) -> str:
         return bundle.fails("--criu", failing_criu, "checkpoint", "--image-path", str(tmp_path / "i"), *options, name)
@@ -188,7 +239,9 @@ def test_what_cannot_be_frozen_is_refused_by_name(bundle: Bundle, tmp_path: Path
 
 
 def test_criu_is_asked_for_what_the_options_say() -> None:
-    record = Record(id="web", root="/r", bundle="/b", rootfs="/b/rootfs", pid=os.getpid(), joined={"network": "/run/netns/x"})
+    record = Record(
+        id="web", root="/r", bundle="/b", rootfs="/b/rootfs", pid=os.getpid(), joined={"network": "/run/netns/x", "pid": "/p"}
+    )
     options = {
         "tcp-established": True,
         "leave-running": True,
@@ -197,7 +250,7 @@ def test_criu_is_asked_for_what_the_options_say() -> None:
         "status-fd": 9,
     }
     words = " ".join(checkpoint.dump_words(record, options, "/i", "/w", ["file[1a:3]", "pipe:[7]"], "/sys/fs/cgroup/freezer/web"))
-    network = os.stat("/proc/self/ns/net").st_ino
+    network, pids = (os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "pid"))
     for part in (
         f"dump --tree {os.getpid()} --images-dir /i --work-dir /w ",
         "--external mnt[]:ms",
@@ -205,12 +258,15 @@ def test_criu_is_asked_for_what_the_options_say() -> None:
         "--manage-cgroups=soft --freeze-cgroup /sys/fs/cgroup/freezer/web",
         "--prev-images-dir ../old --status-fd 9 --page-server --address 10.0.0.1 --port 27",
         "--external file[1a:3]",
-        f"--external net[{network}]:nacre-network",
+        f"--external net[{network}]:nacre-network --external pid[{pids}]:nacre-pid",
     ):
         assert part in words
     assert "pipe" not in words
     words = " ".join(checkpoint.restore_words(record, {"lsm-profile": "apparmor:x"}, "/i", "/w", ["file[1a:3]", "pipe:[7]"]))
     assert "restore --images-dir /i" in words and "--lsm-profile apparmor:x" in words and "--root /b/rootfs" in words
-    assert "--inherit-fd fd[100]:file[1a:3] --inherit-fd fd[101]:pipe:[7] --inherit-fd fd[102]:nacre-network" in words
+    assert (
+        "--inherit-fd fd[100]:file[1a:3] --inherit-fd fd[101]:pipe:[7] --inherit-fd fd[102]:nacre-network --inherit-fd fd[103]:nacre-pid"
+        in words
+    )
     with pytest.raises(Invalid, match="hard"):
         checkpoint.restore_words(record, {"manage-cgroups-mode": "hard"}, "/i", "/w", [])

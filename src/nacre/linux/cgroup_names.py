@@ -37,8 +37,11 @@ def require_systemd(what: str) -> None:
         )
 
 
-def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
-    """The place of container `identifier` whose document says `wanted`. Raises Unsupported where systemd is asked for and is not there."""
+def resolve(wanted: str, identifier: str, *, systemd: bool, home: str = "system.slice") -> Place:
+    """The place of container `identifier` whose document says `wanted`; `home` is the slice where it names none.
+
+    Raises Unsupported where systemd is asked for and is not there.
+    """
     if systemd:
         require_systemd(f"make the cgroup of container {identifier} through systemd")
     if wanted.startswith("/") or (wanted and ":" not in wanted):
@@ -51,15 +54,15 @@ def resolve(wanted: str, identifier: str, *, systemd: bool) -> Place:
             )
         return Place(path=path)
     if not wanted:
-        wanted = f"system.slice:nacre-runc:{identifier}" if systemd else ""
+        wanted = f"{home}:nacre-runc:{identifier}" if systemd else ""
     if not wanted:
         return Place(path=f"/nacre-runc-{identifier}")
-    slice_name, unit = _unit(wanted)
+    slice_name, unit = _unit(wanted, home)
     path = f"{slice_path(slice_name)}/{unit}"
     return Place(path=path, unit=unit, slice=slice_name) if systemd else Place(path=path)
 
 
-def _unit(wanted: str) -> tuple[str, str]:
+def _unit(wanted: str, home: str) -> tuple[str, str]:
     """slice and scope of "slice:prefix:name"."""
     words = wanted.split(":")
     if len(words) != 3 or not words[2] or any("/" in word for word in words):
@@ -70,7 +73,7 @@ def _unit(wanted: str) -> tuple[str, str]:
         )
     slice_name, prefix, name = words
     if not slice_name.removesuffix(".slice"):
-        slice_name = "system.slice"
+        slice_name = home
     elif not slice_name.endswith(".slice"):
         slice_name += ".slice"
     stem = f"{prefix}-{name}" if prefix else name

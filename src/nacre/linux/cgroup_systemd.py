@@ -1,5 +1,8 @@
 """Cgroups made by systemd: a container's is a transient scope, delegated to us; a pod's is a slice. systemd.resource-control(5).
 
+Who is no root of the machine speaks to the systemd that the machine runs for him (`systemd --user`). It has a part of cgroup v2, below
+which all of his units lie, and it alone may bring a process there that was started elsewhere, such as in a login's session.
+
 systemd sets the limits it has names for, so that a reload does not undo them, and the files are written once more as for every
 cgroup: exact, and those it has no names for. Nothing is kept here: the unit is systemd's, its name stands in the container's record.
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nacre.linux import cgroup_names, cgroup_values, process
@@ -32,7 +35,7 @@ Properties = list[tuple[str, Variant]]
 
 
 class Systemd:
-    """The system's manager: the few calls that cgroups need."""
+    """The system's manager, or the user's own: the few calls that cgroups need."""
 
     def __init__(self) -> None:
         self._bus = _connect()
@@ -80,6 +83,15 @@ class Systemd:
         """Change properties of a living unit until it ends."""
         self._call("SetUnitProperties", "sba(sv)", unit, True, properties)
 
+    def attach(self, unit: str, pid: int) -> None:
+        """Bring the process into the unit, which was delegated."""
+        self._call("AttachProcessesToUnit", "ssau", unit, "", [pid])
+
+    def control_group(self) -> str:
+        """The cgroup below which the manager's units lie."""
+        (answer,) = self._bus.call(_NAME, _PATH, "org.freedesktop.DBus.Properties", "Get", "ss", (_MANAGER, "ControlGroup"))
+        return str(answer.value)
+
     def _job(self, unit: str, act: str, begin: Callable[[], tuple[Any, ...]]) -> None:
         self._call("Subscribe")
         self._bus.listen(_NAME, _PATH, _MANAGER, "JobRemoved")
@@ -93,26 +105,24 @@ class Systemd:
             raise CgroupBusy(
                 what=f"{act} the unit {unit}",
                 cause=f"systemd's job ended with {ended.body[3]!r}",
-                remedy=f"systemctl status {unit}",
+                remedy=f"systemctl {'' if _is_system() else '--user '}status {unit}",
             )
 
 
 def _connect() -> Bus:
     """systemd's own socket, as systemctl takes it: there without a bus daemon, and without its detour; else the bus. Raises BusBroken."""
-    if not _is_system():
-        raise Unsupported(
-            what="make a cgroup through systemd",
-            cause="only the system's manager is spoken to, and this process is no root of the machine",
-            remedy="run it as root, or without the systemd driver in a cgroup that was delegated to you",
-        )
+    system = _is_system()
     tried = []
-    for path, daemon in _sockets():
+    for path, daemon in _sockets() if system else _own_sockets():
         try:
             return Bus(path, daemon=daemon)
         except BusBroken as broken:
             tried.append(f"{path}: {broken.cause}")
     raise BusBroken(
-        what="speak to systemd", cause="no D-Bus socket answers", evidence=tuple(tried), remedy="systemctl start dbus.socket"
+        what="speak to systemd" if system else "speak to the user's systemd",
+        cause="no D-Bus socket answers",
+        evidence=tuple(tried),
+        remedy="systemctl start dbus.socket" if system else f"loginctl enable-linger {_host_uid()}, as root",
     )
 
 
@@ -120,6 +130,22 @@ def _sockets() -> tuple[tuple[str, bool], ...]:
     """(path, whether a bus daemon is behind it)."""
     bus = unix_path(os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")) or "/run/dbus/system_bus_socket"
     return (("/run/systemd/private", False), (bus, True))
+
+
+def _own_sockets() -> tuple[tuple[str, bool], ...]:
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{_host_uid()}"
+    bus = unix_path(os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")) or f"{runtime}/bus"
+    return ((f"{runtime}/systemd/private", False), (bus, True))
+
+
+def _host_uid() -> int:
+    """Who we are outside of a user namespace."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        for line in file:
+            inside, outside, size = map(int, line.split())
+            if inside <= os.geteuid() < inside + size:
+                return outside + os.geteuid() - inside
+    return os.geteuid()
 
 
 def _is_system() -> bool:
@@ -131,15 +157,33 @@ def _is_system() -> bool:
 # -- a container's scope, a pod's slice
 
 
+def place(wanted: str, identifier: str) -> Place:
+    """Where `wanted`, a linux.cgroupsPath, leads: as `cgroup_names.resolve` says, for a user below his own systemd's cgroup."""
+    if _is_system():
+        return cgroup_names.resolve(wanted, identifier, systemd=True)
+    found = cgroup_names.resolve(wanted, identifier, systemd=True, home="user.slice")
+    if not found.unit:
+        return found
+    with Systemd() as systemd:
+        return found.but(path=systemd.control_group().rstrip("/") + found.path)
+
+
 class ScopeCgroup(Cgroup):
     """A container's cgroup as a transient scope."""
 
     def __init__(self, layout: Layout, place: Place) -> None:
         super().__init__(layout, place.path)
+        self.by_request = not _is_system()
         self._unit, self._slice = place.unit, place.slice
         self._placeholder: _Placeholder | None = None
 
     def create(self, *, limits: bool = True) -> None:
+        if self.by_request and self.layout.mode != "v2":
+            raise Unsupported(
+                what=f"make the unit {self._unit} through the user's systemd",
+                cause=f"the cgroups of this machine are {self.layout.mode}, and only v2 is delegated to a user",
+                remedy="boot with systemd.unified_cgroup_hierarchy=1, or run it as root",
+            )
         self._placeholder = _Placeholder()
         properties: Properties = [
             ("Description", Variant("s", f"container {self._unit}")),
@@ -160,6 +204,19 @@ class ScopeCgroup(Cgroup):
         super().create(limits=limits)
         if self.layout.mode != "v2":
             self.join(self._placeholder.pid)  # at the slice's next change systemd trims what is empty and not its own
+
+    def apply(self, resources: dict[str, Any]) -> list[str]:
+        if self.by_request:  # who may make no device meets those that he is given: there is nothing to forbid
+            resources = {key: value for key, value in resources.items() if key != "devices"}
+        return super().apply(resources)
+
+    def gates(self, *, born: bool = False, below: Mapping[str, str] = {}) -> list[tuple[str, int]]:
+        return [] if self.by_request and not below else super().gates(born=born, below=below)
+
+    def adopt(self, pid: int) -> None:
+        if self.by_request:
+            with Systemd() as systemd:
+                systemd.attach(self._unit, pid)
 
     def settle(self) -> None:
         self._leave()

@@ -35,6 +35,8 @@ _WAIT_S = 10.0
 class Cgroup:
     """The cgroup `path` (absolute, below the layout's root) of every hierarchy that counts."""
 
+    by_request = False  # a process does not enter by itself: somebody has to `adopt` it
+
     def __init__(self, layout: Layout, path: str) -> None:
         self.layout = layout
         self.path = "/" + os.path.normpath("/" + path).strip("/")
@@ -130,8 +132,8 @@ class Cgroup:
         try:
             files.write(parent, "cgroup.subtree_control", "+" + name)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINVAL):
-                return  # not offered by the level above: a limit that needs it will say so
+            if error.errno in (errno.ENOENT, errno.EINVAL, errno.EACCES, errno.EPERM):
+                return  # not offered by the level above, or not ours to give: a limit that needs it will say so
             what = f"hand the controller {name} down from cgroup {parent}"
             if error.errno == errno.EBUSY:
                 held = files.read(parent, "cgroup.procs").split()
@@ -291,7 +293,7 @@ class Cgroup:
         directory = self.layout.directory(hierarchy, self.path)
         try:
             if hierarchy.version == 2:
-                from nacre.linux import device_bpf  # with ctypes, which most commands do without
+                from nacre.linux import device_bpf  # with cdata, which most commands do without
 
                 with owned(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
                     device_bpf.attach(fd, rules)
@@ -359,6 +361,9 @@ class Cgroup:
         return CgroupBusy(
             what=f"enter cgroup {directory}", cause=f"write(2): {error.strerror} (errno {error.errno})", remedy=remedy
         )
+
+    def adopt(self, pid: int) -> None:
+        """Have process `pid` brought in, where it cannot enter by `gates` (`by_request`)."""
 
     def pids(self) -> list[int]:
         """Every process in the cgroup and below it; empty when it is gone."""

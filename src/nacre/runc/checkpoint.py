@@ -1,9 +1,15 @@
 """Containers frozen to disk and taken up again by CRIU (criu(8)), where it is installed.
 
 CRIU walks the processes of the container by itself; what it cannot know is told on its command line: which mounts, descriptors and
-network come from outside. Beside its images lies
+namespaces come from outside. Beside its images lies
 
     IMAGES/descriptors.json    what stdin, stdout and stderr were, in the words by which CRIU takes others in their place
+
+and while it restores a container with hooks, in its work directory
+
+    WORK/ID.hooks          a script that CRIU runs once the namespaces are there: it writes the pid to one pipe and reads its own
+    WORK/ID.asked          status from the other; in between prestart and createRuntime hooks are run, as runc runs them then
+    WORK/ID.answer
 
 Cgroups are not CRIU's: `restore` makes them as config.json has them and starts CRIU inside, so that what it makes is born there.
 Its log is kept in the work directory, and the lines of it that tell an error are the evidence of a failure.
@@ -13,6 +19,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import shlex
 import shutil
 import stat
 import time
@@ -28,7 +36,8 @@ from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
 from nacre.oci.errors import EVIDENCE_LINES, Failure, Invalid, Unsupported, WrongStatus
 from nacre.oci.state import Record, Status, advance
-from nacre.runc import container, life, plan
+from nacre.runc import container, hooks, life, plan
+from nacre.runc.failures import HookFailed
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
@@ -39,7 +48,7 @@ if TYPE_CHECKING:
 _MODES = ("soft", "full", "strict", "ignore")
 _FLAGS = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup", "lazy-pages")
 _DUMP_FLAGS = (*_FLAGS, "leave-running", "link-remap", "tcp-skip-in-flight")
-_NETWORK = "nacre-network"  # the network namespace from outside, in CRIU's words
+_JOINED = {"network": "net", "pid": "pid"}  # namespaces that CRIU can take from outside, and its words for them
 _FIRST_INHERITED = 100  # beyond what the command has open
 
 
@@ -81,6 +90,23 @@ def restore(root: str, identifier: str, bundle: str, options: Options, *, system
     layout = cgroups.discover()
     record = container.first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
     _refuse(record, spec["process"], what)
+    try:
+        return _revived(what, criu, record, spec, options, (images, work), layout)
+    except HookFailed as failure:
+        container.after_failed_hook(failure, record)
+        raise
+
+
+def _revived(
+    what: str,
+    criu: str,
+    record: Record,
+    spec: Mapping[str, Any],
+    options: Options,
+    places: tuple[str, str],
+    layout: cgroups.Layout,
+) -> int:
+    root, identifier, (images, work) = record.root, record.id, places
     with ExitStack() as undo:
         lock = store.reserve(root, identifier)
         undo.callback(life.remove_directory, root, identifier)
@@ -91,7 +117,7 @@ def restore(root: str, identifier: str, bundle: str, options: Options, *, system
             cgroup = life.cgroup_of(record, layout=layout)
             container.make_cgroup(cgroup, spec, undo)
             words = restore_words(record, options, images, work, _kept(images, what))
-            pid = _restored(what, [criu, *words], record, cgroup, work)
+            pid = _restored(what, [criu, *words], record, cgroup, work, spec.get("hooks", {}))
             found = process.status(pid)
             record = advance(record, Status.CREATED, pid=pid, start_time=found[2] if found else 0, created_ns=time.time_ns())
             advance(record, Status.RUNNING)
@@ -122,22 +148,26 @@ def dump_words(record: Record, options: Options, images: str, work: str, inherit
         words += ["--network-lock", "nftables"]  # connections are held up by either
     for key in inherited:
         words += ["--external", key] if key.startswith("file[") else []
-    if "network" in record.joined:
-        words += ["--external", f"net[{namespaces.identity('network', record.pid)[1]}]:{_NETWORK}"]
+    for kind in _foreign(record):
+        words += ["--external", f"{_JOINED[kind]}[{namespaces.identity(kind, record.pid)[1]}]:nacre-{kind}"]
     return words
 
 
 def restore_words(record: Record, options: Options, images: str, work: str, inherited: Sequence[str]) -> list[str]:
-    """criu's arguments to take it up again; descriptors from _FIRST_INHERITED on are stdin, stdout, stderr and the network."""
+    """criu's arguments to take it up again; descriptors from _FIRST_INHERITED on are stdin, stdout, stderr and joined namespaces."""
     words = ["restore", *_places(images, work), "--log-file", "restore.log", *_common(options, _FLAGS)]
     words += ["--restore-detached", "--pidfile", _pid_file(work, record), "--root", record.rootfs, "--manage-cgroups=ignore"]
     for option in ("lsm-profile", "lsm-mount-context"):
         words += [f"--{option}", options[option]] if option in options else []
     for number, key in enumerate(inherited, _FIRST_INHERITED):
         words += ["--inherit-fd", f"fd[{number}]:{key}"]
-    if "network" in record.joined:
-        words += ["--inherit-fd", f"fd[{_FIRST_INHERITED + len(inherited)}]:{_NETWORK}"]
+    for number, kind in enumerate(_foreign(record), _FIRST_INHERITED + len(inherited)):
+        words += ["--inherit-fd", f"fd[{number}]:nacre-{kind}"]
     return words
+
+
+def _foreign(record: Record) -> list[str]:
+    return sorted(record.joined.keys() & _JOINED.keys())
 
 
 def _places(images: str, work: str) -> list[str]:
@@ -161,7 +191,7 @@ def _common(options: Options, flags: Sequence[str]) -> list[str]:
 def _refuse(record: Record, process_tree: Mapping[str, Any], what: str) -> None:
     if process_tree.get("terminal"):
         raise Unsupported(what=what, cause="it has a terminal, whose other end is outside", remedy="run it with terminal: false")
-    foreign = sorted(set(record.joined) - {"network"})
+    foreign = sorted(set(record.joined) - set(_JOINED))
     if foreign:
         raise Unsupported(what=what, cause=f"it shares the {foreign[0]} namespace {record.joined[foreign[0]]}")
 
@@ -221,12 +251,64 @@ def _pid_file(work: str, record: Record) -> str:
     return os.path.join(work, f"{record.id}.pid")
 
 
-def _restored(what: str, words: Sequence[str], record: Record, cgroup: cgroups.Cgroup | None, work: str) -> int:
+_ASK = """#!/bin/sh
+[ "$CRTOOLS_SCRIPT_ACTION" = setup-namespaces ] || exit 0
+echo "$CRTOOLS_INIT_PID" > {place}.asked && read status < {place}.answer && exit "$status"
+"""
+
+
+class _Asking:
+    """CRIU asks, by its script, for what is due once the namespaces are there; the hooks are run here, where their words are heard."""
+
+    def __init__(self, place: str, due: Mapping[str, Any], record: Record) -> None:
+        self.script, self._due, self._record = f"{place}.hooks", due, record
+        self._files = [self.script, f"{place}.asked", f"{place}.answer"]
+        self.__exit__()
+        with open(
+            os.open(self.script, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700), "w", encoding="utf-8"
+        ) as file:
+            file.write(_ASK.format(place=shlex.quote(place)))
+        for pipe in self._files[1:]:
+            os.mkfifo(pipe, 0o600)
+        # Both ways open at both ends: nobody waits for a script that has died.
+        self._asked, self._answer = (os.open(pipe, os.O_RDWR | os.O_CLOEXEC) for pipe in self._files[1:])
+
+    def __enter__(self) -> _Asking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in self._files:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+
+    def attend(self, criu: int) -> None:
+        """Until process `criu` ends, or the hooks have been run. Raises HookFailed once CRIU has given up."""
+        with owned(self._asked), owned(self._answer), owned(process.pidfd_open(criu)) as ended:
+            poll = select.poll()
+            poll.register(self._asked, select.POLLIN)
+            poll.register(ended, select.POLLIN)
+            if self._asked not in {fd for fd, _ in poll.poll()}:
+                return
+            document = life.oci_state(self._record, Status.CREATED) | {"pid": int(os.read(self._asked, 32))}
+            try:
+                for point in ("prestart", "createRuntime"):
+                    hooks.run_all(self._due, point, document)
+            except HookFailed:
+                os.write(self._answer, b"1\n")
+                os.waitpid(criu, 0)
+                raise
+            os.write(self._answer, b"0\n")
+
+
+def _restored(
+    what: str, words: Sequence[str], record: Record, cgroup: cgroups.Cgroup | None, work: str, due: Mapping[str, Any]
+) -> int:
     with ExitStack() as held:
-        network = -1
-        if "network" in record.joined:
-            network = os.open(record.joined["network"], os.O_RDONLY | os.O_CLOEXEC)
-            held.callback(os.close, network)
+        given = [os.open(record.joined[kind], os.O_RDONLY | os.O_CLOEXEC) for kind in _foreign(record)]
+        for fd in given:
+            held.callback(os.close, fd)
         gates = cgroup.gates() if cgroup is not None else []
         for _, gate in gates:
             held.callback(os.close, gate)
@@ -235,7 +317,7 @@ def _restored(what: str, words: Sequence[str], record: Record, cgroup: cgroups.C
             os.unlink(path)
 
         def prepare() -> None:
-            for number, fd in enumerate([0, 1, 2, *([network] if network >= 0 else [])], _FIRST_INHERITED):
+            for number, fd in enumerate([0, 1, 2, *given], _FIRST_INHERITED):
                 os.dup2(fd, number)
             for _, gate in gates:
                 os.write(gate, b"0")
@@ -243,19 +325,31 @@ def _restored(what: str, words: Sequence[str], record: Record, cgroup: cgroups.C
             mounts.mount(None, "/", None, MountFlag.SLAVE | MountFlag.REC)
             mounts.mount(record.rootfs, record.rootfs, None, MountFlag.BIND | MountFlag.REC)
 
-        _run(what, words, work, "restore.log", prepare)
+        if due.get("prestart") or due.get("createRuntime"):
+            asking = held.enter_context(_Asking(os.path.join(work, record.id), due, record))
+            _run(what, [*words, "--action-script", asking.script], work, "restore.log", prepare, asking.attend)
+        else:
+            _run(what, words, work, "restore.log", prepare)
         with open(path, encoding="ascii") as file:
             pid = int(file.read())
         os.unlink(path)
         return pid
 
 
-def _run(what: str, words: Sequence[str], work: str, log: str, prepare: Callable[[], None] = lambda: None) -> None:
-    """CRIU to its end, `prepare` done in its process before. Raises CriuFailed."""
+def _run(
+    what: str,
+    words: Sequence[str],
+    work: str,
+    log: str,
+    prepare: Callable[[], None] = lambda: None,
+    attend: Callable[[int], None] = lambda _criu: None,
+) -> None:
+    """CRIU to its end, `prepare` done in its process before, `attend` here meanwhile. Raises CriuFailed."""
     with owned(from_bytes("nacre-criu", b"")) as output, owned(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)) as null:
         child = process.fork()
         if child == 0:
             _become(words, prepare, null, output)
+        attend(child)
         _, status = os.waitpid(child, 0)
         said = os.pread(output, 1 << 16, 0).decode("utf-8", "replace").splitlines()
     code = os.waitstatus_to_exitcode(status)

@@ -73,14 +73,16 @@ def create(
     oci_spec.check_id(identifier)
     bundle = os.path.abspath(bundle)
     spec = _document(bundle, config, extra_environment)
-    layout = layout or (rootless.usable(cgroups.discover(), spec) if use_cgroups else cgroups.Layout(hierarchies=()))
+    layout = layout or (
+        rootless.usable(cgroups.discover(), spec, systemd=systemd_cgroup) if use_cgroups else cgroups.Layout(hierarchies=())
+    )
     record = first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
     facts = {"tty": tty or spec["process"].get("terminal", False), "preserve": preserve_fds, "seek_program": seek_program}
     facts |= {"pivot": not no_pivot, "new_keyring": not no_new_keyring}
     try:
         return _made(record, spec, layout, facts, stdio, seccomp_bpf, console_socket, meanwhile)
     except HookFailed as failure:
-        _after_failed_hook(failure, record)
+        after_failed_hook(failure, record)
         raise
 
 
@@ -107,6 +109,8 @@ def _made(
             cgroup = cgroup_of(record, layout=layout)
             mapped = undo.enter_context(ExitStack())
             orders = _orders(record, spec, _host(record, spec, cgroup).but(**facts), stdio, mapped)
+            if cgroup is not None and cgroup.by_request:
+                orders = orders.but(outside=True)
             left_out = make_cgroup(cgroup, spec, undo)
             if classes:
                 from nacre.runc import resctrl
@@ -135,7 +139,7 @@ def _classes_of_service(spec: Mapping[str, Any]) -> str:
     return resctrl.check(wanted)
 
 
-def _after_failed_hook(failure: HookFailed, record: Record) -> None:
+def after_failed_hook(failure: HookFailed, record: Record) -> None:
     """A hook that ends the creation ends a container ("Lifecycle" 4 to 6 go on at 12): all is undone, and poststop is due."""
     told: list[str] = []
     hooks.run_leniently(record.hooks, "poststop", oci_state(record, Status.STOPPED), told.append)
@@ -188,6 +192,8 @@ def _launch(
     warnings = adjust_oom_score(launcher.pid, spec["process"])
 
     def act_from_outside() -> None:
+        if cgroup is not None:
+            cgroup.adopt(launcher.pid)
         if devices := spec.get("linux", {}).get("netDevices"):
             from nacre.runc import net_devices
 
@@ -241,7 +247,13 @@ def first_record(
     rootfs = os.path.realpath(os.path.join(bundle, spec.get("root", {}).get("path", "rootfs")))
     place = cgroup_names.Place(path="")
     if layout.mode != "none":
-        place = cgroup_names.resolve(spec.get("linux", {}).get("cgroupsPath", ""), identifier, systemd=systemd_cgroup)
+        wanted = spec.get("linux", {}).get("cgroupsPath", "")
+        if systemd_cgroup:
+            from nacre.linux import cgroup_systemd
+
+            place = cgroup_systemd.place(wanted, identifier)
+        else:
+            place = cgroup_names.resolve(wanted, identifier, systemd=False)
     return Record(
         id=identifier,
         root=root,

@@ -69,7 +69,7 @@ def execute(
         held.callback(launcher.abandon)
         enter_class(record, launcher.pid)
         warnings = adjust_oom_score(launcher.pid, checked)
-        child = launcher.wait()
+        child = launcher.wait(lambda: _bring_in(record, launcher.pid, layout))
         if child.console is not None:
             held.callback(os.close, child.console)
         if child.console is not None and console_socket:
@@ -133,7 +133,7 @@ def _launch(
         first, second, third = (None, None, None) if host.tty else stdio
         orders = init.Orders(
             maps=False,
-            outside=False,
+            outside=cgroup is not None and cgroup.by_request,
             before=tuple(before),
             after=plan.process_steps(tree, host),
             stdio=(first, second, third),
@@ -141,6 +141,12 @@ def _launch(
             container=record.id,
         )
         return Launcher(orders, Birth(visit=visit, user=user, cgroup=cradle), gates=gates, listener=None)
+
+
+def _bring_in(record: Record, pid: int, layout: cgroups.Layout | None) -> None:
+    cgroup = cgroup_of(record, layout=layout)
+    if cgroup is not None:
+        cgroup.adopt(pid)
 
 
 def _on_cpus(affinity: Mapping[str, str], moment: str) -> list[fs.Step]:
@@ -176,6 +182,8 @@ def _ways_in(
 ) -> tuple[int, list[tuple[str, int]]]:
     """(the v2 directory to be born in or -1, gates of the others), which `opened` closes."""
     if cgroup is None:
+        return -1, []
+    if cgroup.by_request and not below:
         return -1, []
     cradle = -1 if record.status == Status.PAUSED else cgroup.cradle()  # it would be born frozen and never get to its set-up
     if cradle >= 0:

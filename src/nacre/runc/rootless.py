@@ -20,10 +20,10 @@ def in_user_namespace() -> bool:
         return file.readline().split() != _EVERYBODY
 
 
-def usable(layout: Layout, spec: Mapping[str, Any]) -> Layout:
+def usable(layout: Layout, spec: Mapping[str, Any], *, systemd: bool) -> Layout:
     """The layout, or an empty one: where groups cannot be made, none is named and nothing is limited, a container does without."""
     linux = spec.get("linux", {})
-    if linux.get("cgroupsPath") or _limits(linux.get("resources", {})):
+    if systemd or linux.get("cgroupsPath") or _limits(linux.get("resources", {})):
         return layout
     if all(os.access(layout.directory(hierarchy, "/"), os.W_OK) for hierarchy in layout.hierarchies):
         return layout
