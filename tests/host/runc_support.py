@@ -54,6 +54,8 @@ def fill(rootfs: Path) -> None:
 def plain_config(cgroup: str) -> dict[str, Any]:
     """A root shell's worth: all namespaces but user and time, nothing read-only, no terminal."""
     config = templates.spec(rootless=False)
+    if {"type": "cgroup"} not in config["linux"]["namespaces"]:  # by default on cgroup v2 alone
+        config["linux"]["namespaces"].append({"type": "cgroup"})
     config["process"] |= {"terminal": False, "args": ["true"], "env": ["PATH=/bin"], "noNewPrivileges": False}
     config["process"]["rlimits"] = []
     config["root"]["readonly"] = False

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from runc_support import CALL_S, REPOSITORY, RUNC, Bundle, environment, made, with_user_namespace
 
+from nacre.linux import mounts
+from nacre.linux.mounts import MountFlag, UnmountFlag
 from nacre.linux.namespaces import KINDS, identity
 
 PEERS = REPOSITORY / ".cache" / "peers"
@@ -149,22 +151,53 @@ def test_masked_and_read_only_paths_hold_in_a_user_namespace(bundle: Bundle) -> 
     assert told == "held\nno\n"
 
 
-def test_a_user_namespace_is_joined_by_path_and_owns_the_others(bundle: Bundle) -> None:
+def test_a_source_that_the_containers_root_may_not_reach_is_mounted(bundle: Bundle, tmp_path: Path) -> None:
     with_user_namespace(bundle)
+    hidden = tmp_path / "hidden"
+    (hidden / "in").mkdir(parents=True)
+    (hidden / "in/word").write_text("seen")
+    (hidden / "other").mkdir()
+    hidden.chmod(0o700)
+    mounts.mount(str(hidden), str(hidden), None, MountFlag.BIND)
+    mounts.mount(None, str(hidden), None, MountFlag.SHARED)
+    try:
+        bundle.mount("/mnt", "bind", str(hidden / "in"), "bind").mount("/mnt", "bind", str(hidden / "in"), "rbind")
+        bundle.mount("/tmp", "bind", str(hidden / "other"), "rbind")
+        said = bundle.says("cat /mnt/word; mount -t tmpfs none /tmp; touch /tmp/x; grep ' /tmp ' /proc/self/mountinfo")
+        assert said.startswith("seen") and " shared:" not in said and " master:" in said
+    finally:
+        mounts.umount2(str(hidden), UnmountFlag.DETACH)
+
+
+@pytest.fixture
+def mapped() -> Iterator[int]:
+    """A process in a user namespace of its own, to be joined."""
     words = ["unshare", "--user", "--kill-child", "--fork", "sh", "-c", "echo ready; exec sleep 1000"]
     running = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None and running.stdout.readline() == "ready\n"
     child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text())
     for name in ("uid_map", "gid_map"):
         Path(f"/proc/{child}/{name}").write_text("0 200000 65536\n")
-    try:
-        pid = set_namespaces(bundle, user=f"/proc/{child}/ns/user").up()
-        assert identity("user", pid) == identity("user", child)
-        assert bundle.inside("id -u") == "0\n"
-    finally:
-        os.kill(child, signal.SIGKILL)
-        running.wait()
-        running.stdout.close()
+    yield child
+    os.kill(child, signal.SIGKILL)
+    running.wait()
+    running.stdout.close()
+
+
+def test_a_user_namespace_is_joined_by_path_and_owns_the_others(bundle: Bundle, mapped: int) -> None:
+    with_user_namespace(bundle)
+    pid = set_namespaces(bundle, user=f"/proc/{mapped}/ns/user").up()
+    assert identity("user", pid) == identity("user", mapped)
+    assert bundle.inside("id -u") == "0\n"
+
+
+def test_a_network_that_is_not_the_joined_user_namespaces_is_joined_too(bundle: Bundle, mapped: int, holder: int) -> None:
+    """Root of the user namespace has no right over it; who runs the command has."""
+    with_user_namespace(bundle)
+    bundle.config["mounts"] = [one for one in bundle.config["mounts"] if one["type"] not in ("sysfs", "cgroup")]
+    pid = set_namespaces(bundle, user=f"/proc/{mapped}/ns/user", network=f"/proc/{holder}/ns/net").up()
+    assert (identity("user", pid), identity("network", pid)) == (identity("user", mapped), identity("network", holder))
+    assert bundle.inside("readlink /proc/self/ns/net").strip() == os.readlink(f"/proc/{holder}/ns/net")
 
 
 USER = 4321

@@ -159,6 +159,17 @@ def test_exec_runs_on_the_cpus_it_is_given(bundle: Bundle, tmp_path: Path) -> No
     assert bundle.ok("exec", "--process", str(tmp_path / "process.json"), bundle.name).split() == ["Cpus_allowed_list:", "1"]
 
 
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_the_starters_cpus_are_not_the_containers(bundle: Bundle, command: str) -> None:
+    bound = Bundle(**{**vars(bundle), "runtime": ("taskset", "-c", "0", *bundle.runtime)})
+    if command == "exec":
+        bundle.up()
+        found = bound.inside("nproc")
+    else:
+        found = bound.says("nproc")
+    assert int(found) == len(os.sched_getaffinity(0)) > 1
+
+
 def test_personality_makes_a_32_bit_world(bundle: Bundle) -> None:
     bundle.linux["personality"] = {"domain": "LINUX32"}
     assert bundle.says("cat /proc/self/personality").strip() == "00000008"
@@ -242,6 +253,16 @@ def test_run_on_a_terminal_joins_ours_to_the_containers(bundle: Bundle) -> None:
     assert running.wait() == 4
     os.close(master)
     assert b"20 40" in found and b"got hello" in found
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_a_terminal_that_ends_on_a_pipe_has_plain_lines(bundle: Bundle, command: str) -> None:
+    if command == "exec":
+        bundle.up()
+        assert bundle.ok("exec", "-t", bundle.name, "echo", "line") == "line\n"
+        return
+    bundle.process["terminal"] = True
+    assert bundle.says("echo line") == "line\n"
 
 
 def test_a_terminal_without_a_socket_is_refused_and_nothing_left(bundle: Bundle) -> None:

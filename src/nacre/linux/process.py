@@ -40,6 +40,10 @@ _prctl = bind("prctl", Int, ULong, ULong, ULong, ULong)
 _prctl_name = bind("prctl", Int, CharP, ULong, ULong, ULong)
 
 
+_sched_setaffinity = bind("sched_setaffinity", Int, ULong, CharP)
+_ALL_CPUS = b"\xff" * 1024  # 8192 of them; the kernel takes those that there are, and of these what the cpuset has
+
+
 def prctl(option: Prctl, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     try:
         return _prctl(option, a, b, c, d)
@@ -64,6 +68,11 @@ def set_dumpable(*, enabled: bool) -> None:
 
 def set_no_new_privileges() -> None:
     prctl(Prctl.SET_NO_NEW_PRIVS, 1)
+
+
+def run_on_any_cpu() -> None:
+    """Undo what the starter's affinity was; the cgroup's cpuset still counts. sched_setaffinity(2)."""
+    _sched_setaffinity(0, len(_ALL_CPUS), _ALL_CPUS)
 
 
 def set_name(name: str) -> None:

@@ -49,6 +49,7 @@ def create(
     *,
     stdio: Stdio = (0, 1, 2),
     tty: bool = False,
+    bare_newlines: bool = False,
     preserve_fds: int = 0,
     systemd_cgroup: bool = False,
     console_socket: str = "",
@@ -65,7 +66,8 @@ def create(
     """Create the container from BUNDLE/config.json: all is set up, its process waits to be started.
 
     `stdio` are descriptors (None: /dev/null), which stay the caller's; with `tty` (or process.terminal) a terminal replaces them: its
-    master is in the answer, or sent to `console_socket`. `seccomp_bpf` names a compiled filter to use instead of linux.seccomp.
+    master is in the answer, or sent to `console_socket`; with `bare_newlines` it does not turn \\n into \\r\\n.
+    `seccomp_bpf` names a compiled filter to use instead of linux.seccomp.
     `config` names the document where it is not the bundle's config.json. `seek_program`: a program that is nowhere fails here already.
     `meanwhile` is called with the child's pid and a descriptor, waits for that in its own way, and answers the wait status if it has reaped it.
     Raises a Failure, having undone everything.
@@ -78,7 +80,7 @@ def create(
     )
     record = first_record(root, identifier, bundle, spec, layout, systemd_cgroup)
     facts = {"tty": tty or spec["process"].get("terminal", False), "preserve": preserve_fds, "seek_program": seek_program}
-    facts |= {"pivot": not no_pivot, "new_keyring": not no_new_keyring}
+    facts |= {"pivot": not no_pivot, "new_keyring": not no_new_keyring, "bare_newlines": bare_newlines}
     try:
         return _made(record, spec, layout, facts, stdio, seccomp_bpf, console_socket, meanwhile)
     except HookFailed as failure:
@@ -388,14 +390,14 @@ def adjust_oom_score(pid: int, tree: Mapping[str, Any]) -> list[str]:
 
 def send_console(path: str, console: int) -> None:
     """The master to who listens at `path` (runc's --console-socket)."""
-    send_descriptor(path, "/dev/ptmx", console)
+    send_descriptor(path, "the terminal", "/dev/ptmx", console)
 
 
-def send_descriptor(path: str, word: str, descriptor: int) -> None:
-    """One message, `word` with the descriptor beside it, to who listens at `path`."""
+def send_descriptor(path: str, name: str, word: str, descriptor: int) -> None:
+    """One message, `word` with the descriptor beside it, to who listens at `path`. `name` is for who reads of a failure."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sender:
             sender.connect(path)
             socket.send_fds(sender, [word.encode()], [descriptor])
     except OSError as error:
-        raise Failure(what=f"hand {word} to {path}", cause=f"{error.strerror or error} (errno {error.errno})") from error
+        raise Failure(what=f"hand {name} to {path}", cause=f"{error.strerror or error} (errno {error.errno})") from error

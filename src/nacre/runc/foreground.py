@@ -91,6 +91,9 @@ def _shuttle(pidfd: int, console: int) -> None:
     before = termios.tcgetattr(stdin) if os.isatty(stdin) else None
     if before is not None:
         tty.setraw(stdin, termios.TCSADRAIN)  # what was typed already is the container's
+        raw = termios.tcgetattr(stdin)
+        raw[tty.OFLAG] |= termios.OPOST  # new lines begin at the left: the container's terminal sends them bare
+        termios.tcsetattr(stdin, termios.TCSADRAIN, raw)
         copy_size(console)
     poll = select.poll()
     for fd in (pidfd, console, stdin):

@@ -1,7 +1,7 @@
-"""Id-mapped mounts (config.md "mounts", uidMappings; mount_setattr(2) MOUNT_ATTR_IDMAP).
+"""Bind mounts that need the host's rights: id-mapped ones (config.md "mounts", uidMappings; mount_setattr(2) MOUNT_ATTR_IDMAP), and those
+of a container in a user namespace, whose root may not even reach their sources.
 
-Mapping a mount needs rights over the file system, which the host's side has and a container in a user namespace has not: the mounts
-are made here before the child is born, detached, and the child's step only attaches them.
+They are made here before the child is born, detached, and the child's step only attaches them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import os
 from nacre.linux import mounts, process
 from nacre.linux.contexts import ExitStack
 from nacre.linux.libc import SyscallError, owned
-from nacre.linux.mounts import MountAttr
+from nacre.linux.mounts import MountAttr, MountFlag
 from nacre.linux.namespaces import Clone, open_namespace
 from nacre.linux.pids import signals
 from nacre.oci.errors import Failure, Invalid
+from nacre.runc import rootless
 from nacre.runc.failures import step_failed
 from nacre.runc.mount_options import parse as parse_options
 
@@ -32,28 +33,38 @@ def lines(mappings: Sequence[Mapping[str, int]]) -> str:
     return "".join(f"{one['containerID']} {one['hostID']} {one['size']}\n" for one in mappings)
 
 
-def open_trees(spec: Tree, bundle: str, held: ExitStack) -> dict[str, int]:
-    """Destination to a detached, mapped mount, for every mount that wants one; `held` closes them."""
-    trees: dict[str, int] = {}
-    for mount in spec.get("mounts", ()):
+def open_trees(spec: Tree, bundle: str, held: ExitStack) -> dict[int, int]:
+    """Position among the mounts to a detached one, for every mount that wants to be made from outside; `held` closes them."""
+    trees: dict[int, int] = {}
+    beyond = _sources_are_beyond(spec)
+    for position, mount in enumerate(spec.get("mounts", ())):
         options = parse_options(mount.get("options", ()))
-        if not (mount.get("uidMappings") or options.id_map):
+        bind = options.bind or mount.get("type") in ("bind", "rbind")
+        mapped = bool(mount.get("uidMappings") or options.id_map)
+        if not (mapped or (beyond and bind and mount.get("source"))):
             continue
         destination = os.path.normpath("/" + mount["destination"].lstrip("/"))
         source = os.path.normpath(os.path.join(bundle, mount.get("source", "")))
-        what = f"map the ids of the mount {source} on {destination}"
-        if not options.bind and mount.get("type") not in ("bind", "rbind"):
+        what = f"map the ids of the mount {source} on {destination}" if mapped else f"mount {source} on {destination}"
+        if not bind:
             raise Invalid(what=what, cause="only bind mounts can have their ids mapped")
-        recursive = options.recursive or mount.get("type") == "rbind"
         try:
-            tree = mounts.bind_tree(source, recursive=recursive)
+            trees[position] = tree = mounts.bind_tree(source, recursive=options.recursive or mount.get("type") == "rbind")
             held.callback(os.close, tree)
-            with owned(_namespace(spec, mount, what)) as user:
-                mounts.mount_setattr(tree, attr_set=MountAttr.IDMAP, userns_fd=user, recursive=options.id_map == "ridmap")
+            if mapped:
+                with owned(_namespace(spec, mount, what)) as user:
+                    mounts.mount_setattr(tree, attr_set=MountAttr.IDMAP, userns_fd=user, recursive=options.id_map == "ridmap")
+            if not spec.get("linux", {}).get("rootfsPropagation", "").endswith("shared"):  # as a bind from within would be
+                mounts.mount_setattr(tree, propagation=MountFlag.SLAVE, recursive=True)
         except OSError as error:
             raise _explained(what, source, error) from error
-        trees[destination] = tree
     return trees
+
+
+def _sources_are_beyond(spec: Tree) -> bool:
+    """Whether the container's root may see less of the host than who makes it: a user namespace, and we are the host's root."""
+    kinds = {one["type"]: one.get("path", "") for one in spec.get("linux", {}).get("namespaces", ())}
+    return "user" in kinds and kinds.get("mount") == "" and os.geteuid() == 0 and not rootless.in_user_namespace()
 
 
 def _namespace(spec: Tree, mount: Tree, what: str) -> int:

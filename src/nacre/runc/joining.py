@@ -33,6 +33,7 @@ def execute(
     *,
     stdio: Stdio = (0, 1, 2),
     tty: bool = False,
+    bare_newlines: bool = False,
     preserve_fds: int = 0,
     console_socket: str = "",
     ignore_paused: bool = False,
@@ -57,6 +58,7 @@ def execute(
         filter=seccomp.read_program(record.seccomp) if record.seccomp else b"",
         filter_flags=record.seccomp_flags,
         tty=terminal,
+        bare_newlines=bare_newlines,
         personality=record.personality,
         memory_policy=record.memory_policy,
         preserve=preserve_fds,
@@ -127,9 +129,12 @@ def _launch(
             before.append(ps.BecomeNamespaceRoot())
         before.append(ps.OpenRootDirectory())
         if host.tty:
-            before.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=False))
+            before.append(
+                ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=False, bare_newlines=host.bare_newlines)
+            )
         affinity = tree.get("execCPUAffinity", {})
-        before += [ps.NewSession(), *_on_cpus(affinity, "initial"), ps.EnterCgroups(False), *_on_cpus(affinity, "final")]
+        enter = ps.EnterCgroups(namespace=False, keep_cpus=bool(affinity))
+        before += [ps.NewSession(), *_on_cpus(affinity, "initial"), enter, *_on_cpus(affinity, "final")]
         first, second, third = (None, None, None) if host.tty else stdio
         orders = init.Orders(
             maps=False,

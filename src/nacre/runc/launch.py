@@ -5,6 +5,7 @@ The caller is single-threaded or at least holds no lock another thread could lea
 
 from __future__ import annotations
 
+import errno
 import os
 
 from nacre.linux import namespaces, process
@@ -93,10 +94,7 @@ class Launcher:
         middle = process.fork()
         if middle == 0:
             try:
-                if self._birth.user >= 0:
-                    namespaces.setns(self._birth.user, Clone.NEWUSER)
-                for kind, fd in self._birth.visit.items():
-                    namespaces.setns(fd, KINDS[kind][0])
+                self._join()
                 with ExitStack() as there:
                     if self._birth.time_offsets:
                         there.enter_context(namespaces.time_namespace(self._birth.time_offsets))
@@ -118,6 +116,23 @@ class Launcher:
             number, call = (int(words[1]), words[2]) if len(words) > 2 else (0, "setns")
             raise SyscallError(call, number)
         return int(words[0])
+
+    def _join(self) -> None:
+        """For good. Who may join a namespace by its own rights does so first: that one need not belong to the user namespace. Others it
+        may join as root of the user namespace alone.
+        """
+        postponed: dict[str, int] = {}
+        for kind, fd in self._birth.visit.items():
+            try:
+                namespaces.setns(fd, KINDS[kind][0])
+            except SyscallError as error:
+                if error.errno != errno.EPERM or self._birth.user < 0:
+                    raise
+                postponed[kind] = fd
+        if self._birth.user >= 0:
+            namespaces.setns(self._birth.user, Clone.NEWUSER)
+        for kind, fd in postponed.items():
+            namespaces.setns(fd, KINDS[kind][0])
 
     def fileno(self) -> int:
         """Readable when the child has something to say, or has died."""

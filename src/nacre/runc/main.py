@@ -139,7 +139,7 @@ def _send_pidfd(call: _Call, pid: int, kind: str) -> None:
         from nacre.runc.container import send_descriptor
 
         with owned(pidfd_open(pid)) as pidfd:
-            send_descriptor(path, kind, pidfd)
+            send_descriptor(path, "a descriptor of the process", kind, pidfd)
 
 
 def _write_pid(path: str | None, pid: int) -> None:
@@ -221,7 +221,12 @@ def _run(call: _Call) -> int:
     with foreground.signals() as pending:
         try:
             launch = runc.create(
-                call.root, call.id, call.options.get("bundle", "."), console_socket=socket_path, **_creation(call)
+                call.root,
+                call.id,
+                call.options.get("bundle", "."),
+                console_socket=socket_path,
+                bare_newlines=not socket_path,
+                **_creation(call),
             )
             created = True
             call.warn_all(launch)
@@ -252,6 +257,7 @@ def _exec(call: _Call) -> int:
             call.id,
             tree,
             tty=chosen.get("tty", False),
+            bare_newlines="console-socket" not in chosen,
             preserve_fds=_preserved(chosen.get("preserve-fds", 0)),
             console_socket=chosen.get("console-socket", ""),
             ignore_paused=chosen.get("ignore-paused", False),

@@ -76,13 +76,14 @@ class Host(Value):
     filter: bytes = b""
     filter_flags: int = 0
     tty: bool = False
+    bare_newlines: bool = False  # of the terminal
     pivot: bool = True
     new_keyring: bool = True
     preserve: int = 0
     personality: str = ""
     memory_policy: Tree = {}
     nodes: bool = True  # devices can be made here
-    trees: Mapping[str, int] = {}  # destination to a detached id-mapped mount (`id_maps`)
+    trees: Mapping[int, int] = {}  # position in `mounts` to a detached mount that was made from outside (`id_maps`)
     seek_program: bool = False  # refuse a container whose program is nowhere
     borrowed: bool = False  # the mount namespace is not the container's own
     mount_namespace: int = -1  # to join
@@ -135,8 +136,8 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     steps += _names_and_sysctls(spec, joined, new)
     steps += _root(spec, host)
     own_dev = True
-    for mount in spec.get("mounts", ()):
-        step = _mount(mount, host)[0]
+    for position, mount in enumerate(spec.get("mounts", ())):
+        step = _mount(mount, host, host.trees.get(position, -1))[0]
         steps.append(step)
         if clean(mount["destination"]) == "/dev":
             own_dev = not isinstance(step, fs.BindMount)
@@ -145,7 +146,7 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
         steps.append(fs.LinkDevices(core=host.kcore))
     if host.tty:
         size = spec.get("process", {}).get("consoleSize", {})
-        steps.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=own_dev))
+        steps.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=own_dev, bare_newlines=host.bare_newlines))
     steps += _inside_hooks(spec, "createContainer", state)
     steps += _finish_root(spec, host)
     if host.seek_program:
@@ -226,7 +227,7 @@ def clean(path: str) -> str:
     return os.path.normpath("/" + path.lstrip("/"))
 
 
-def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
+def _mount(mount: Tree, host: Host, tree: int = -1) -> tuple[fs.Step, bool]:
     """(the step, is it to be made read-only at the end: /dev gets its nodes first)."""
     destination = clean(mount["destination"])
     options = parse_options(mount.get("options", ()))
@@ -237,7 +238,7 @@ def _mount(mount: Tree, host: Host) -> tuple[fs.Step, bool]:
         if not source:
             raise Invalid(what="read config.json", cause=f"the bind mount on {destination} has no source")
         path = os.path.normpath(os.path.join(host.bundle, source))
-        return fs.BindMount(destination, path, options, host.trees.get(destination, -1)), False
+        return fs.BindMount(destination, path, options, tree), False
     if kind in ("cgroup", "cgroup2"):
         return fs.MountCgroups(destination, host.cgroup_directories, options, host.mount_label), False
     if not kind:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from nacre.runc.listener import Offer
 
+_TCGETS, _TCSETS, _TERMIOS, _ONLCR = 0x5401, 0x5402, struct.Struct("=IIII44s"), 4
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSPTLCK, _TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -147,11 +148,15 @@ class RunHooks(Value, kw_only=False):
 
 
 class OpenConsole(Value, kw_only=False):
-    """A pseudo-terminal in the container's own devpts; its slave is shown as /dev/console too when `show`."""
+    """A pseudo-terminal in the container's own devpts; its slave is shown as /dev/console too when `show`.
+
+    `bare_newlines`: it leaves them as they are, since the terminal that they end on makes them new lines at the left.
+    """
 
     width: int
     height: int
     show: bool
+    bare_newlines: bool
 
     def describe(self) -> str:
         return "open a terminal in the container's /dev/pts"
@@ -165,6 +170,9 @@ class OpenConsole(Value, kw_only=False):
         context.terminal = ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         if self.width and self.height:
             ioctl(master, _TIOCSWINSZ, struct.pack("HHHH", self.height & 0xFFFF, self.width & 0xFFFF, 0, 0))
+        if self.bare_newlines:
+            inputs, outputs, *others = _TERMIOS.unpack(ioctl(master, _TCGETS, bytes(_TERMIOS.size)))
+            ioctl(master, _TCSETS, _TERMIOS.pack(inputs, outputs & ~_ONLCR, *others))
         if self.show:
             with (
                 owned(mounts.bind_tree("", recursive=False, directory=context.terminal)) as tree,
@@ -189,9 +197,13 @@ class NewSession(Value, kw_only=False):
 
 
 class EnterCgroups(Value, kw_only=False):
-    """The last thing that costs memory has been done: from here on the container pays. "0" is the writer itself (cgroups(7))."""
+    """The last thing that costs memory has been done: from here on the container pays. "0" is the writer itself (cgroups(7)).
+
+    Its CPUs are those of its cpuset then, whatever the starter was bound to.
+    """
 
     namespace: bool  # then a cgroup namespace, whose root is where the process is by now
+    keep_cpus: bool = False  # unless somebody has chosen them
 
     def describe(self) -> str:
         return "enter the container's cgroups"
@@ -204,6 +216,8 @@ class EnterCgroups(Value, kw_only=False):
                 raise SyscallError("write", error.errno or 0, directory) from error
             os.close(gate)
         context.gates.clear()
+        if not self.keep_cpus:
+            process.run_on_any_cpu()
         if self.namespace:
             namespaces.unshare(Clone.NEWCGROUP)
 

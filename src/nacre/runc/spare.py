@@ -146,7 +146,7 @@ class _Waiting:
             filter_flags=message["flags"],
             tty=message["tty"],
             security=tuple((file, text) for file, text in message["security"]),
-            trees=dict(zip(message["binds"], others, strict=True)),
+            trees=dict(enumerate(others)),
             furnish=furnish,
         )
         before, after = self._steps(message["spec"], host, message["container"])
@@ -281,7 +281,6 @@ class Spare:
                 "bundle": record.bundle,
                 "root": record.rootfs,
                 "stdio": [fd is not None for fd in given],
-                "binds": [plan.clean(mount["destination"]) for mount in spec.get("mounts", ())],
                 "tty": tty,
                 "filter": record.seccomp,
                 "flags": record.seccomp_flags,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from nacre.linux import capabilities, seccomp
+from nacre.linux import capabilities, cgroup_layout, seccomp
 from nacre.oci import spec as oci_spec
 
 _MOUNTS = (
@@ -23,7 +23,9 @@ _MASKED = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "ti
 def spec(*, rootless: bool) -> dict[str, Any]:
     """A config.json to begin with: a shell in namespaces of its own, read-only root."""
     kept = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
-    kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"]
+    kinds = ["pid", "network", "ipc", "uts", "mount"]
+    if cgroup_layout.discover().mode == "v2":
+        kinds.append("cgroup")
     mounts = [
         {"destination": destination, "type": kind, "source": source, **({"options": list(options)} if options else {})}
         for destination, kind, source, options in _MOUNTS
