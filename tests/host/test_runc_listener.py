@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_runc_namespaces
 from runc_support import CALL_S, Bundle, made, with_user_namespace
+from test_runc_namespaces import Ordinary
 from test_runc_seccomp import profile, rule
 
 from nacre.linux import seccomp
@@ -29,6 +31,9 @@ _EXECVE = 59
 def bundle(tmp_path: Path) -> Iterator[Bundle]:
     with made(tmp_path) as one:
         yield one
+
+
+ordinary = test_runc_namespaces.ordinary
 
 
 class Agent:
@@ -115,9 +120,10 @@ def test_each_exec_has_a_listener_of_its_own_and_the_calls_may_go_on(bundle: Bun
 
 def test_every_call_may_be_asked_about_even_the_runtimes_own(bundle: Bundle, tmp_path: Path) -> None:
     """What hands the listener over makes no system call under the filter: it would wait for an answer for ever."""
-    bundle.linux["seccomp"] = asking(tmp_path / "agent") | {"defaultAction": "SCMP_ACT_NOTIFY"}
+    bundle.linux["seccomp"] = asking(tmp_path / "agent", "mkdir") | {"defaultAction": "SCMP_ACT_NOTIFY"}
     with Agent(tmp_path / "agent", error=None) as agent:
-        assert bundle.args("echo", "alive").run().stdout == "alive\n"
+        done = bundle.args("echo", "alive").run()
+    assert done.stdout == "alive\n", done.stderr
     assert agent.calls[0] == _EXECVE
 
 
@@ -129,6 +135,14 @@ def test_an_agent_is_asked_by_any_user_and_with_any_flag(bundle: Bundle, tmp_pat
     bundle.linux["seccomp"] = asking(tmp_path / "agent", "mkdir", "mkdirat", flags=flags)
     with Agent(tmp_path / "agent", error=errno.EMLINK):
         assert "Too many links" in bundle.run("mkdir /tmp/x").stderr
+
+
+def test_without_root_the_agent_of_a_user_answers_for_his_containers(ordinary: Ordinary) -> None:
+    ordinary.config["linux"]["seccomp"] = asking(ordinary.place / "agent", "mkdir", "mkdirat")
+    with Agent(ordinary.place / "agent", error=errno.EMLINK):
+        (ordinary.place / "agent").chmod(0o777)
+        told = ordinary.run("mkdir /tmp/x; echo on")
+    assert "Too many links" in told.stderr and told.stdout == "on\n"
 
 
 def test_flags_and_paths_of_a_listener_that_nobody_needs_are_ignored(bundle: Bundle) -> None:

@@ -310,6 +310,7 @@ def _host(record: Record, spec: Mapping[str, Any], cgroup: cgroups.Cgroup | None
         late_cgroups=is_tight(spec.get("linux", {}).get("resources", {})) and not record.unit,
         security=plan.security_labels(record.apparmor, record.selinux),
         mount_label=plan.mount_label(spec.get("linux", {})),
+        alone=os.geteuid() != 0 and "user" in plan.namespaces_of(spec)[1],
     )
 
 

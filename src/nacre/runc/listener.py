@@ -13,7 +13,7 @@ import mmap
 import os
 import select
 
-from nacre.linux import pids
+from nacre.linux import pids, process
 from nacre.linux import sockets as socket
 from nacre.linux.libc import SyscallError, syscall
 from nacre.linux.memfd import from_bytes
@@ -56,6 +56,14 @@ class Offer:
         raise ListenerLost(what="hand over the seccomp listener", cause="the process that should take it is gone or hangs")
 
 
+class OpenOffer(Offer):
+    """By who is not root, and may only look into a process that lets him. No other process may be in its user namespace by now."""
+
+    def __init__(self, channel: int) -> None:
+        process.set_dumpable(enabled=True)  # until execve(2), which decides anew
+        super().__init__(channel)
+
+
 def serve(channel: Socket, pid: int, memory: int, place: Mapping[str, str], state: Mapping[str, Any]) -> None:
     """The parent's side: answers process `pid`, whose shared memory is its descriptor `memory`, and brings the listener to the agent.
 
@@ -65,8 +73,8 @@ def serve(channel: Socket, pid: int, memory: int, place: Mapping[str, str], stat
     try:
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent,
-            owned(pids.pidfd_open(pid)) as process,
-            owned(_taken(process, memory)) as shared,
+            owned(pids.pidfd_open(pid)) as child,
+            owned(_taken(child, memory)) as shared,
             memoryview(mmap.mmap(shared, _SIZE)) as raw,
             raw.cast("i") as words,
         ):
@@ -75,7 +83,7 @@ def serve(channel: Socket, pid: int, memory: int, place: Mapping[str, str], stat
             channel.sendall(b".")
             if not _arrives(words, channel):
                 return
-            with owned(_taken(process, words[_NUMBER])) as listener:
+            with owned(_taken(child, words[_NUMBER])) as listener:
                 _send(agent, listener, _process_state(pid, place, state))
             words[_TAKEN] = 1
     except OSError as error:
@@ -120,7 +128,7 @@ def _lost(what: str, error: OSError) -> ListenerLost:
     if isinstance(error, SyscallError):
         remedy = "start the agent that listens there, or remove SCMP_ACT_NOTIFY"
         if error.call == "pidfd_getfd":
-            remedy = "taking it needs CAP_SYS_PTRACE: run as root, or without SCMP_ACT_NOTIFY"
+            remedy = "taking it needs CAP_SYS_PTRACE: run as root, in a new user namespace of the container, or without SCMP_ACT_NOTIFY"
         return ListenerLost(what=what, cause=f"{error.call}(2): {error.strerror} (errno {error.errno})", remedy=remedy)
     cause = f"sendmsg(2): {error.strerror} (errno {error.errno})" if error.strerror else f"it took nothing within {_SEND_S:.0f} s"
     return ListenerLost(what=what, cause=cause, remedy="look at the agent that listens there")

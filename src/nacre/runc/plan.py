@@ -91,6 +91,7 @@ class Host(Value):
     late_cgroups: bool = False  # a memory limit too small for the set-up: enter when all of it is over
     security: tuple[tuple[str, str], ...] = ()  # (file below /proc/PID, text)
     mount_label: str = ""  # SELinux's, for the file systems that are made
+    alone: bool = False  # not root's, and in a user namespace that nobody else is in
 
 
 def namespaces_of(spec: Tree) -> tuple[dict[str, str], set[str]]:
@@ -308,9 +309,9 @@ def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
     arguments, environment = tuple(process["args"]), tuple(process.get("env", ()))
     execute = ps.Execute(arguments, environment, no_new_privileges, host.filter, host.filter_flags, host.preserve)
     if host.filter_flags & NEW_LISTENER:
-        from nacre.runc.listener import Offer
+        from nacre.runc.listener import Offer, OpenOffer
 
-        execute = execute.but(offer=Offer)
+        execute = execute.but(offer=OpenOffer if host.alone else Offer)
     return (*steps, execute)
 
 
