@@ -31,16 +31,21 @@ def runc(*words: str) -> str:
     return done.stdout
 
 
+def detached(directory: Path, *words: str) -> None:
+    """What goes on with our descriptors: files, as a pipe would be waited for."""
+    with (directory / "out").open("w") as out:
+        command = [runc_support.RUNC, "--root", ROOT, "--systemd-cgroup", *words]
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=240, check=False).returncode
+    assert code == 0, (directory / "out").read_text()
+
+
 def start(directory: Path, cgroup: str) -> Path:
     """A container of this bundle, and its cgroup as the kernel has it."""
     config = templates.spec(rootless=True)
     config["process"] |= {"terminal": False, "args": ["sleep", "1000"], "env": ["PATH=/bin"], "rlimits": []}
     config["linux"] |= {"cgroupsPath": cgroup, "resources": {"memory": {"limit": 48 << 20}, "pids": {"limit": 8}}}
     (directory / "config.json").write_text(json.dumps(config))
-    with (directory / "out").open("w") as out:
-        command = [runc_support.RUNC, "--root", ROOT, "--systemd-cgroup", "run", "-d", "-b", str(directory), "one"]
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=240, check=False)
-    print((directory / "out").read_text())
+    detached(directory, "run", "-d", "-b", str(directory), "one")
     pid = json.loads(runc("state", "one"))["pid"]
     return CGROUPS / Path(f"/proc/{pid}/cgroup").read_text().partition("0::/")[2].strip()
 
@@ -70,8 +75,11 @@ def main() -> None:
         ).stdout
         assert f"MemoryMax={48 << 20}" in shown and "TasksMax=8" in shown, shown
         print("LIMITED by systemd and in the files")
-        runc("exec", "-d", "one", "sh", "-c", f"{FORKS}; sleep 100")
-        assert len((group / "cgroup.procs").read_text().split()) == 8
+        detached(directory, "exec", "-d", "one", "sh", "-c", f"{FORKS}; sleep 100")
+        deadline = time.monotonic() + 60
+        while len((group / "cgroup.procs").read_text().split()) < 8:
+            assert time.monotonic() < deadline, (directory / "out").read_text()
+            time.sleep(0.1)
         print("ENTERED by exec, and the limit is felt")
         runc("update", "--pids-limit", "20", "one")
         assert (group / "pids.max").read_text().strip() == "20"
