@@ -22,6 +22,7 @@ from test_runc_namespaces import Ordinary
 from test_runc_seccomp import profile, rule
 
 from nacre.linux import seccomp
+from nacre.runc import listener
 
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_RECV, _SEND
 _EXECVE = 59
@@ -166,3 +167,16 @@ def test_a_filter_that_cannot_be_loaded_is_told_with_an_agent_waiting(bundle: Bu
         name = seccomp.key(bundle.linux["seccomp"])
         (bundle.root / ".seccomp" / f"{name}.bpf").write_bytes(bytes(8))
         assert "load the seccomp filter: seccomp(2): Invalid argument" in bundle.refuses("true")
+
+
+def test_an_agent_may_close_its_end_as_soon_as_it_has_the_listener() -> None:
+    ours, theirs = socket.socketpair()
+
+    class Hasty(socket.socket):
+        def sendmsg(self, *words: Any) -> int:
+            sent = super().sendmsg(*words)
+            theirs.close()
+            return sent
+
+    with Hasty(fileno=ours.detach()) as agent:
+        listener._send(agent, agent.fileno(), b"{}")  # type: ignore[arg-type]  # nacre's own socket class has the same methods

@@ -114,7 +114,8 @@ def _taken(process: int, descriptor: int) -> int:
 
 def _send(agent: socket.socket, listener: int, document: bytes) -> None:
     sent = socket.send_fds(agent, [document], [listener])
-    agent.sendall(document[sent:])
+    if sent < len(document):  # an agent that has all of it may have closed its end by now: then even nothing cannot be sent
+        agent.sendall(document[sent:])
 
 
 def _process_state(pid: int, place: Mapping[str, str], state: Mapping[str, Any]) -> bytes:
