@@ -35,9 +35,9 @@ def test_a_program_that_is_nowhere_fails_create_with_the_words_that_engines_look
     assert leftovers(bundle) == []
 
 
-@pytest.mark.parametrize("name", ["/etc", "/etc/passwd"])
+@pytest.mark.parametrize("name", ["/etc", "/etc/passwd", "/mnt/busybox"])
 def test_a_program_that_nobody_may_execute_fails_create_with_the_words_that_mean_126(bundle: Bundle, name: str) -> None:
-    bundle.args(name).write()
+    bundle.mount("/mnt", "bind", str(bundle.rootfs / "bin"), "bind", "noexec").args(name).write()
     said = bundle.fails("create", "--bundle", str(bundle.path), bundle.name)
     assert f'exec: "{name}": permission denied' in said
     assert leftovers(bundle) == []

@@ -421,10 +421,13 @@ class SetCapabilities(Value, kw_only=False):
         admin = capabilities.SYS_ADMIN & held if self.keep_admin else 0
         permitted = self.permitted & held
         capabilities.capset(self.effective & permitted | admin, permitted | admin, self.inheritable & held)
+        # What is not inheritable cannot be ambient, by definition: buildah lists the same in both for each command, and a word about it
+        # would stand in the output of all of them.
         refused = capabilities.set_ambient(self.ambient & permitted & self.inheritable)
-        if refused or self.ambient & ~(permitted & self.inheritable):
-            names = capabilities.names(self.ambient & ~(permitted & self.inheritable))
-            context.warnings.append(f"ambient capabilities not given: {', '.join(names)}")
+        if refused:
+            context.warnings.append(
+                f"ambient capabilities not given: {', '.join(capabilities.names(sum(1 << bit for bit in refused)))}"
+            )
 
 
 class Execute(Value, kw_only=False):
@@ -501,13 +504,11 @@ def find_program(what: str, name: str, search: str, *, cwd: str = "", any_user: 
             if error.errno in (errno.EACCES, errno.ELOOP):
                 refused = refused or (candidate, error.strerror or "")
             continue
-        if stat.S_ISDIR(kind):
-            refused = refused or (candidate, "permission denied (it is a directory)")
-        elif kind & 0o111 == 0 or not (any_user or os.access(candidate, os.X_OK, effective_ids=True)):
-            why = "permission denied" if kind & 0o111 == 0 else f"permission denied for user {os.geteuid()}"
-            refused = (candidate, f"{why} (mode {stat.S_IMODE(kind):o})")
-        else:
+        why = _refusal(candidate, kind, any_user=any_user)
+        if not why:
             return candidate
+        if refused is None or not stat.S_ISDIR(kind):
+            refused = (candidate, f"permission denied {why}")
     if refused is not None:
         raise CommandNotExecutable(
             what=what,
@@ -525,6 +526,19 @@ def find_program(what: str, name: str, search: str, *, cwd: str = "", any_user: 
         cause=f'exec: "{name}": executable file not found in $PATH (searched {search})',
         remedy="check command and args against the image: a shell line needs sh -c",
     )
+
+
+def _refusal(path: str, kind: int, *, any_user: bool) -> str:
+    """Why a file of this st_mode cannot be executed, by anyone or by us; "" when it can."""
+    if stat.S_ISDIR(kind):
+        return "(it is a directory)"
+    if kind & 0o111 == 0:
+        return f"(mode {stat.S_IMODE(kind):o})"
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        return "(its mount has noexec)"
+    if any_user or os.access(path, os.X_OK, effective_ids=True):
+        return ""
+    return f"for user {os.geteuid()} (mode {stat.S_IMODE(kind):o})"
 
 
 def _first_bytes(program: str) -> bytes:
