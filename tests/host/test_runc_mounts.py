@@ -80,6 +80,15 @@ def test_what_the_file_system_understands_is_passed_on(bundle: Bundle) -> None:
     assert "mount tmpfs on /mnt" in message and "errno 22" in message
 
 
+def test_a_tmpfs_has_the_mode_of_the_directory_that_it_hides_unless_one_is_asked(bundle: Bundle) -> None:
+    for name, mode in (("hidden", 0o2710), ("asked", 0o710)):
+        (bundle.rootfs / name).mkdir()
+        (bundle.rootfs / name).chmod(mode)
+    bundle.mount("/hidden", "tmpfs", "tmpfs", "size=64k").mount("/asked", "tmpfs", "tmpfs", "mode=0440")
+    bundle.mount("/missing", "tmpfs", "tmpfs")
+    assert bundle.says("stat -c %a /hidden /asked /missing").split() == ["2710", "440", "1777"]
+
+
 def test_copy_up_fills_a_tmpfs_with_what_it_hides(bundle: Bundle) -> None:
     place = bundle.rootfs / "data"
     (place / "sub").mkdir(parents=True)

@@ -46,6 +46,8 @@ def test_the_host_groups_of_the_starter_are_not_kept(bundle: Bundle) -> None:
 def test_environment_is_exactly_what_is_asked_and_home(bundle: Bundle) -> None:
     bundle.process["env"] = ["PATH=/bin", "A=b=c", "EMPTY=", "HOME=/somewhere"]
     assert sorted(bundle.args("env").run().stdout.splitlines()) == ["A=b=c", "EMPTY=", "HOME=/somewhere", "PATH=/bin"]
+    bundle.process["env"][-1] = "HOME="
+    assert "HOME=/root" in bundle.args("env").run().stdout.splitlines()
 
 
 def test_a_missing_working_directory_is_made(bundle: Bundle) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 from runc_support import Bundle, made
+
+from nacre.linux import process, seccomp
 
 
 @pytest.fixture
@@ -67,6 +71,31 @@ def test_arguments_decide(bundle: Bundle) -> None:
 def test_calls_that_nobody_knows_are_left_out(bundle: Bundle) -> None:
     bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "no_such_call", "mkdir", "mkdirat"))
     assert bundle.run("mkdir /tmp/x").returncode == 1
+
+
+def answered(filter_: dict[str, Any], call: int) -> int:
+    """The errno of a system call under the profile's filter, in a process of its own."""
+    load = seccomp.loader(seccomp.compile_profile(filter_), 0)
+    raw = ctypes.CDLL(None, use_errno=True)["syscall"]
+    pid = os.fork()
+    if pid == 0:
+        process.set_no_new_privileges()
+        load()
+        raw(ctypes.c_long(call), ctypes.c_long(-1))
+        os._exit(ctypes.get_errno())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are x86_64's")
+@pytest.mark.parametrize("architectures", [["SCMP_ARCH_X86_64"], ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32"], []])
+def test_a_call_newer_than_all_of_an_allow_list_is_one_that_the_kernel_lacks(architectures: list[str]) -> None:
+    allow = profile(rule("SCMP_ACT_ALLOW", "close", "exit_group"), default="SCMP_ACT_ERRNO", architectures=architectures)
+    close, getppid, exit_group, x32 = 3, 110, 231, 1 << 30
+    assert [answered(allow, call) for call in (close, getppid, exit_group + 1)] == [errno.EBADF, errno.EPERM, errno.ENOSYS]
+    if "SCMP_ARCH_X32" in architectures:
+        assert [answered(allow, x32 + call) for call in (getppid, 600)] == [errno.EPERM, errno.ENOSYS]
+    deny = profile(rule("SCMP_ACT_ERRNO", "close", errnoRet=errno.EXDEV), architectures=architectures)
+    assert [answered(deny, call) for call in (close, 110)] == [errno.EXDEV, 0]
 
 
 @pytest.mark.parametrize("uid", [0, 1000])

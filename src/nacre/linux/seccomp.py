@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from _blake2 import blake2b  # hashlib would load OpenSSL, half a megabyte in every process that only wants a name
 
 from nacre.linux import cdata
@@ -38,6 +39,8 @@ _ACTIONS = {
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
+_LETS_PASS = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
+_X32_BIT = 1 << 30
 _WITH_DATA = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
 _ARCHITECTURES = {
     "SCMP_ARCH_X86": 0x40000003,
@@ -111,6 +114,7 @@ def _seccomp() -> cdata.CDLL:
         library.seccomp_arch_native.argtypes, library.seccomp_arch_native.restype = [], uint
         library.seccomp_attr_set.argtypes = [context, cdata.c_int, uint]
         library.seccomp_syscall_resolve_name.argtypes = [cdata.c_char_p]
+        library.seccomp_syscall_resolve_name_arch.argtypes = [uint, cdata.c_char_p]
         library.seccomp_rule_add_array.argtypes = [context, uint, cdata.c_int, cdata.c_uint, cdata.POINTER(_Comparison)]
         library.seccomp_export_bpf.argtypes = [context, cdata.c_int]
         _library = library
@@ -142,7 +146,7 @@ def version() -> str:
 
 def key(profile: Mapping[str, Any]) -> str:
     """What names the compiled form: the profile's content, the machine, the version of this code's rules."""
-    return str(blake2b(f"2 {machine()} {_ordered(profile)!r}".encode(), digest_size=16).hexdigest())
+    return str(blake2b(f"3 {machine()} {_ordered(profile)!r}".encode(), digest_size=16).hexdigest())
 
 
 def _ordered(tree: Any) -> Any:
@@ -211,23 +215,32 @@ def notifies(profile: Mapping[str, Any]) -> bool:
 
 
 def compile_profile(profile: Mapping[str, Any]) -> bytes:
-    """The BPF program of an OCI profile. System calls that this libseccomp does not know are left out: they fall to the default."""
+    """The BPF program of an OCI profile. System calls that this libseccomp does not know are left out.
+
+    They fall to the default; but one that is newer than every call of the profile is answered ENOSYS where the default forbids: libc
+    then does without it, as on a kernel that lacks it.
+    """
     library = _seccomp()
     default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
     context = library.seccomp_init(default)
     if not context:
         raise SeccompRefused(what="compile the seccomp profile", cause=f"seccomp_init refuses {profile['defaultAction']}")
     try:
+        machines = {library.seccomp_arch_native()}
         for word in profile.get("architectures", ()):
             architecture = _ARCHITECTURES.get(word)
             if architecture is None and word not in _FOREIGN:
                 raise Invalid(what="read linux.seccomp", cause=f"architectures has {word!r}, which is none")
             if architecture is not None and _fits(architecture, library.seccomp_arch_native()):
                 _checked(library.seccomp_arch_add(context, architecture), f"add {word}", errno.EEXIST)
+                machines.add(architecture)
         library.seccomp_attr_set(context, _OPTIMIZE, 2)  # libseccomp before 2.5 has it not
         for rule in profile.get("syscalls", ()):
             _add_rule(library, context, rule, default)
-        return _exported(library, context)
+        program = _exported(library, context)
+        if profile["defaultAction"] in _LETS_PASS:
+            return program
+        return b"".join(_too_new(one, _newest(library, one, profile)) for one in sorted(machines)) + program
     finally:
         library.seccomp_release(context)
 
@@ -236,6 +249,33 @@ def _fits(architecture: int, native: int) -> bool:
     """Whether programs of `architecture` can run on a `native` kernel; rules for others would be dead weight."""
     families = ({0x40000003, 0xC000003E, 0x4000003E}, {0x40000028, 0xC00000B7})
     return any({architecture, native} <= family for family in families)
+
+
+def _newest(library: cdata.CDLL, architecture: int, profile: Mapping[str, Any]) -> int:
+    """The highest number among the calls that the profile names; -1 for none."""
+    names = {name for rule in profile.get("syscalls", ()) for name in rule["names"]}
+    return max((library.seccomp_syscall_resolve_name_arch(architecture, name.encode()) for name in names), default=-1)
+
+
+def _too_new(architecture: int, newest: int) -> bytes:
+    """BPF instructions that answer ENOSYS to what is above `newest` on this architecture; all else goes on behind them."""
+    if newest < 0:
+        return b""
+    audit, first, last = architecture, newest + 1, 0xFFFFFFFF
+    if architecture == _ARCHITECTURES["SCMP_ARCH_X86_64"]:
+        last = _X32_BIT - 1
+    elif architecture == _ARCHITECTURES["SCMP_ARCH_X32"]:  # to the kernel it is x86_64 with that bit in the numbers
+        audit = _ARCHITECTURES["SCMP_ARCH_X86_64"]
+    load, equal, above, not_below, answer = 0x20, 0x15, 0x25, 0x35, 0x06
+    instructions = (  # (operation, how many to skip if so, if not, operand); a load's operand is a place in struct seccomp_data
+        (load, 0, 0, 4),
+        (equal, 0, 4, audit),
+        (load, 0, 0, 0),
+        (not_below, 0, 2, first),
+        (above, 1, 0, last),
+        (answer, 0, 0, _ACTIONS["SCMP_ACT_ERRNO"] | errno.ENOSYS),
+    )
+    return b"".join(struct.pack("=HBBI", *one) for one in instructions)
 
 
 def _action(word: str, data: int | None) -> int:

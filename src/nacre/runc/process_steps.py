@@ -446,9 +446,10 @@ class Execute(Value, kw_only=False):
 
     def run(self, context: Context) -> None:
         # of entries of one name libc would find the first; an engine adds its own behind
-        environment = list({entry.partition("=")[0]: entry for entry in self.environment}.values())
-        if not any(entry.startswith("HOME=") for entry in environment):
-            environment.append(f"HOME={context.home or '/'}")
+        variables = {entry.partition("=")[0]: entry for entry in self.environment}
+        if variables.get("HOME", "HOME=") == "HOME=":
+            variables["HOME"] = f"HOME={context.home or '/'}"
+        environment = list(variables.values())
         program = find_program(self.describe(), self.arguments[0], _search_path(environment))
         head = _first_bytes(program)
         execution = process.Execution(program, self.arguments, environment)

@@ -118,7 +118,23 @@ class MountFilesystem(Value, kw_only=False):
         own = self.fstype in _NO_LINKS or self.fstype in _LABELLED_LATER
         return (self.options.data if own else with_context(self.options.data, self.label)) or None
 
+    def _as_below(self, context: Context) -> MountFilesystem:
+        """A tmpfs for which no mode is asked has that of the directory it hides, where that was there before."""
+        if self.fstype != "tmpfs" or any(word.startswith("mode=") for word in self.options.data.split(",")):
+            return self
+        try:
+            with owned(paths.open_in(context.root, self.destination)) as hidden:
+                mode = f"mode={stat.S_IMODE(os.fstat(hidden).st_mode):o}"
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return self
+        return self.but(options=self.options.but(data=",".join(filter(None, (self.options.data, mode)))))
+
     def run(self, context: Context) -> None:
+        self._as_below(context)._mount(context)
+
+    def _mount(self, context: Context) -> None:
         options = self.options
         with owned(self.target(context)) as target:
             if options.copy_up:
