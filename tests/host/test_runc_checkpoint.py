@@ -268,5 +268,8 @@ def test_criu_is_asked_for_what_the_options_say() -> None:
         "--inherit-fd fd[100]:file[1a:3] --inherit-fd fd[101]:pipe:[7] --inherit-fd fd[102]:nacre-network --inherit-fd fd[103]:nacre-pid"
         in words
     )
+    asked = record.but(annotations={"org.criu.config": "/etc/mine.conf"})
+    assert "--config /etc/mine.conf" in " ".join(checkpoint.restore_words(asked, {}, "/i", "/w", []))
+    assert "--config" not in checkpoint.dump_words(record.but(annotations={"org.criu.config": ""}), {}, "/i", "/w", [], "")
     with pytest.raises(Invalid, match="hard"):
         checkpoint.restore_words(record, {"manage-cgroups-mode": "hard"}, "/i", "/w", [])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nacre.linux import bus, cgroup_names, cgroup_systemd, dbus
@@ -318,8 +318,17 @@ def test_a_quota_that_is_no_whole_percent_is_rounded_up_never_down() -> None:
 
 
 @given(st.text(max_size=12))
+@example("²")
 def test_any_list_of_cpus_is_a_mask_or_left_to_the_kernel(text: str) -> None:
     assert isinstance(cgroup_systemd._mask(text), bytes)
+
+
+@given(st.text(max_size=12))
+@example("² ²")
+def test_any_unified_value_is_a_property_or_left_to_the_file(text: str) -> None:
+    assert plain({"unified": dict.fromkeys(("pids.max", "cpu.max", "memory.high"), text)}).keys() <= {
+        "TasksMax", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec", "MemoryHigh"
+    }  # fmt: skip
 
 
 def test_a_device_list_becomes_a_strict_policy_and_one_that_allows_all_does_not() -> None:

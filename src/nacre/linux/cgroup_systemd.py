@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nacre.linux import cgroup_names, cgroup_values, process
+from nacre.linux import cgroup_names, cgroup_values, gvariant, process
 from nacre.linux.bus import Bus, CallRefused, unix_path
 from nacre.linux.cgroup_files import CgroupBusy
 from nacre.linux.cgroup_layout import Layout
@@ -25,9 +25,10 @@ from nacre.linux.cgroup_names import Place
 from nacre.linux.cgroup_values import DeviceRule
 from nacre.linux.cgroups import Cgroup
 from nacre.linux.dbus import BusBroken, Message, Variant
-from nacre.oci.errors import Unsupported
+from nacre.oci.errors import Invalid, Unsupported
 
 _NAME, _PATH, _MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
+PROPERTY = "org.systemd.property."  # of an annotation's key
 _JOB_S = 30.0
 _INFINITY = (1 << 64) - 1
 
@@ -171,8 +172,10 @@ def place(wanted: str, identifier: str) -> Place:
 class ScopeCgroup(Cgroup):
     """A container's cgroup as a transient scope."""
 
-    def __init__(self, layout: Layout, place: Place) -> None:
+    def __init__(self, layout: Layout, place: Place, annotations: Mapping[str, str] = {}) -> None:
+        """`annotations` may name properties of the unit."""
         super().__init__(layout, place.path)
+        self._annotations = annotations
         self.by_request = not _is_system()
         self._unit, self._slice = place.unit, place.slice
         self._placeholder: _Placeholder | None = None
@@ -194,6 +197,8 @@ class ScopeCgroup(Cgroup):
             ("CollectMode", Variant("s", "inactive-or-failed")),
             *((f"{name}Accounting", Variant("b", True)) for name in ("CPU", "Memory", "Tasks", _block_name(self.layout))),
         ]
+        own = properties_in(self._annotations)
+        properties = [one for one in properties if one[0] not in dict(own)] + own
         try:
             with Systemd() as systemd:
                 systemd.start(self._unit, properties)
@@ -320,7 +325,25 @@ class _Placeholder:
             pass
 
 
-# -- from OCI resources to properties
+# -- from OCI resources, and from annotations, to properties
+
+
+def properties_in(annotations: Mapping[str, str]) -> Properties:
+    """Those that annotations `org.systemd.property.NAME` write as GVariant text, NAMESec in seconds. Raises Invalid."""
+    named: Properties = []
+    for key, text in annotations.items():
+        if not key.startswith(PROPERTY):
+            continue
+        name, what = key.removeprefix(PROPERTY), f"read the annotation {key}"
+        if len(name) < 3 or not (name.isascii() and name.isalnum()) or not name[0].isupper():
+            raise Invalid(what=what, cause=f"{name!r} is no name of a property")
+        value = gvariant.parse(text, what)
+        if name.endswith("Sec") and not name.endswith("USec"):
+            if value.signature in ("b", "s", "as") or value.value < 0:
+                raise Invalid(what=what, cause=f"{text!r} is no number of seconds")
+            name, value = name.removesuffix("Sec") + "USec", Variant("t", value.value * 1_000_000)
+        named.append((name, value))
+    return named
 
 
 def properties_of(resources: dict[str, Any], layout: Layout) -> Properties:
@@ -369,12 +392,16 @@ def _quota(quota: int, period: int) -> Properties:
     return [("CPUQuotaPeriodUSec", Variant("t", period)), *named] if period else named
 
 
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()
+
+
 def _mask(ranges: str) -> bytes:
     """ "0-2,5" as a bit mask, least first. What is no such list is left to the kernel's own judgement: an empty mask."""
     bits = 0
     for one in ranges.split(","):
         first, _, last = one.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 8191:
+        if not _is_number(first) or not _is_number(last or first) or int(last or first) > 8191:
             return b""
         bits |= ((1 << (int(last or first) - int(first) + 1)) - 1) << int(first) if int(last or first) >= int(first) else 0
     return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
@@ -417,13 +444,13 @@ def _unified(unified: dict[str, str]) -> Properties:
     named: Properties = []
     for key, text in unified.items():
         word = text.strip()
-        if key in _UNIFIED and (word == "max" or word.isdigit()):
+        if key in _UNIFIED and (word == "max" or _is_number(word)):
             named.append((_UNIFIED[key], Variant("t", _INFINITY if word == "max" else int(word))))
         elif key in ("cpuset.cpus", "cpuset.mems") and (mask := _mask(word)):
             named.append(({"cpuset.cpus": "AllowedCPUs", "cpuset.mems": "AllowedMemoryNodes"}[key], Variant("ay", mask)))
         elif key == "cpu.max":
             quota, _, period = word.partition(" ")
-            if (quota == "max" or quota.isdigit()) and (not period or period.isdigit()):
+            if (quota == "max" or _is_number(quota)) and (not period or _is_number(period)):
                 named += _quota(-1 if quota == "max" else int(quota), int(period or 0))
     return named
 

@@ -49,6 +49,7 @@ _MODES = ("soft", "full", "strict", "ignore")
 _FLAGS = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup", "lazy-pages")
 _DUMP_FLAGS = (*_FLAGS, "leave-running", "link-remap", "tcp-skip-in-flight")
 _JOINED = {"network": "net", "pid": "pid"}  # namespaces that CRIU can take from outside, and its words for them
+_CONFIG = "/etc/criu/runc.conf"
 _FIRST_INHERITED = 100  # beyond what the command has open
 
 
@@ -133,7 +134,7 @@ def _revived(
 def dump_words(record: Record, options: Options, images: str, work: str, inherited: Sequence[str], freezer: str) -> list[str]:
     """criu's arguments to freeze the container."""
     words = ["pre-dump" if options.get("pre-dump") else "dump", "--tree", str(record.pid)]
-    words += [*_places(images, work), "--log-file", "dump.log", *_common(options, _DUMP_FLAGS)]
+    words += [*_places(images, work), "--log-file", "dump.log", *_configured(record), *_common(options, _DUMP_FLAGS)]
     words += ["--manage-cgroups=" + options.get("manage-cgroups-mode", "soft")]
     words += ["--freeze-cgroup", freezer] if freezer else []
     words += ["--track-mem"] if options.get("pre-dump") else []
@@ -141,7 +142,7 @@ def dump_words(record: Record, options: Options, images: str, work: str, inherit
     words += ["--status-fd", str(options["status-fd"])] if "status-fd" in options else []
     if "page-server" in options:
         address, colon, port = options["page-server"].rpartition(":")
-        if not (colon and port.isdigit()):
+        if not (colon and port.isdecimal()):
             raise Invalid(what="read the options", cause=f"--page-server is {options['page-server']!r}, not ADDRESS:PORT")
         words += ["--page-server", "--address", address, "--port", port]
     if shutil.which("iptables-restore") is None:
@@ -155,7 +156,7 @@ def dump_words(record: Record, options: Options, images: str, work: str, inherit
 
 def restore_words(record: Record, options: Options, images: str, work: str, inherited: Sequence[str]) -> list[str]:
     """criu's arguments to take it up again; descriptors from _FIRST_INHERITED on are stdin, stdout, stderr and joined namespaces."""
-    words = ["restore", *_places(images, work), "--log-file", "restore.log", *_common(options, _FLAGS)]
+    words = ["restore", *_places(images, work), "--log-file", "restore.log", *_configured(record), *_common(options, _FLAGS)]
     words += ["--restore-detached", "--pidfile", _pid_file(work, record), "--root", record.rootfs, "--manage-cgroups=ignore"]
     for option in ("lsm-profile", "lsm-mount-context"):
         words += [f"--{option}", options[option]] if option in options else []
@@ -172,6 +173,12 @@ def _foreign(record: Record) -> list[str]:
 
 def _places(images: str, work: str) -> list[str]:
     return ["--images-dir", images, "--work-dir", work, "-v4", "--external", "mnt[]:ms"]  # binds are found by their paths
+
+
+def _configured(record: Record) -> list[str]:
+    """A file of CRIU's own options: an annotation's, else the one that runc's users have."""
+    path = record.annotations.get("org.criu.config", _CONFIG if os.path.exists(_CONFIG) else "")
+    return ["--config", path] if path else []
 
 
 def _common(options: Options, flags: Sequence[str]) -> list[str]:

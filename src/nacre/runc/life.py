@@ -367,7 +367,7 @@ def cgroup_of(record: Record, below: str = "", layout: cgroups.Layout | None = N
         from nacre.linux.cgroup_names import Place
 
         place = Place(path=record.cgroup, unit=record.unit, slice=record.slice)
-        return cgroup_systemd.ScopeCgroup(layout or cgroups.discover(), place)
+        return cgroup_systemd.ScopeCgroup(layout or cgroups.discover(), place, record.annotations)
     return cgroups.Cgroup(layout or cgroups.discover(), os.path.join(record.cgroup, os.path.normpath("/" + below).lstrip("/")))
 
 

@@ -178,7 +178,7 @@ def _preserved(wanted: int) -> int:
 def _creation(call: _Call) -> dict[str, Any]:
     chosen = call.options
     announced, environment = 0, os.environ
-    if environment.get("LISTEN_FDS", "").isdigit() and environment.get("LISTEN_PID", str(os.getpid())) == str(os.getpid()):
+    if environment.get("LISTEN_FDS", "").isdecimal() and environment.get("LISTEN_PID", str(os.getpid())) == str(os.getpid()):
         announced = int(environment["LISTEN_FDS"])
     return {
         "preserve_fds": _preserved(_given(announced) + chosen.get("preserve-fds", 0)),
@@ -315,7 +315,7 @@ def _numeric_user(text: str) -> dict[str, int]:
 
 
 def _number(word: str, option: str) -> int:
-    if not word.isdigit():
+    if not word.isdecimal():
         raise Invalid(
             what="read the options",
             cause=f"{option} is {word!r}, not a number",

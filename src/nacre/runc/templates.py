@@ -104,5 +104,5 @@ def features() -> dict[str, Any]:
             "netDevices": {"enabled": True},
         },
         "annotations": _remarks(),
-        "potentiallyUnsafeConfigAnnotations": [],
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property.", "org.criu.config"],
     }
