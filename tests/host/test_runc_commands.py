@@ -17,6 +17,7 @@ from typing import IO, cast
 import pytest
 from runc_support import CALL_S, Bundle, environment, leftovers, made
 
+from nacre import __version__
 from nacre.linux import cgroups
 from nacre.linux.libc import owned
 from nacre.linux.process import pidfd_open
@@ -451,6 +452,16 @@ def test_a_warning_without_a_log_is_told_on_stderr(bundle: Bundle) -> None:
     bundle.process["capabilities"]["bounding"] = ["CAP_TO_COME"]
     done = bundle.run("true")
     assert done.returncode == 0 and "nacre-runc: warning: " in done.stderr and "CAP_TO_COME" in done.stderr
+
+
+def test_debug_tells_what_is_asked_and_which_process_it_became(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.up()
+    done = bundle.call("--debug", "exec", bundle.name, "true")
+    assert (
+        f"debug: nacre-runc {__version__} is asked to exec {bundle.name} true\n" in done.stderr and " is set up\n" in done.stderr
+    )
+    bundle.ok("--debug", "--log", str(tmp_path / "log"), "--log-format", "json", "state", bundle.name)
+    assert {json.loads(line)["level"] for line in (tmp_path / "log").read_text().splitlines()} == {"debug"}
 
 
 def test_exec_makes_an_added_capability_ambient_where_some_are_inheritable(bundle: Bundle) -> None:

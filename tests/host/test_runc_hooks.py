@@ -103,7 +103,12 @@ def test_a_hook_without_an_environment_has_the_runtimes_and_one_in_the_container
     bundle.ok("run", "-b", str(bundle.path), bundle.name, env=environment(CALLER="ours"))
     assert "CALLER=ours" in (text := (bundle.path / "outside").read_text()) and "LD_IMAGE" not in text
     assert "CALLER" not in (bundle.path / "empty").read_text() + (text := (bundle.rootfs / "inside").read_text())
-    assert "LD_IMAGE=theirs" in text
+    assert "LD_IMAGE=theirs" in text and "HOME=/root" in text
+
+
+def test_a_hook_of_create_inside_begins_in_the_containers_root(bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"createContainer": [hook("touch ./made; pwd")], "startContainer": [hook("test -e /made")]}
+    bundle.says("test -e /made")
 
 
 @pytest.mark.parametrize("point", ["prestart", "createRuntime", "createContainer"])

@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.get("help"):
             print(words_of.usage(command))
             return 0
-        return _HANDLERS[command](_Call(shared, chosen, rest))
+        _debug(shared, f"nacre-runc {__version__} is asked to {' '.join(plain)}")
+        status = _HANDLERS[command](_Call(shared, chosen, rest))
+        _debug(shared, f"{command} ends with {status}")
+        return status
     except BrokenPipeError:
         return 1
     except (Failure, OSError) as error:
@@ -95,6 +98,15 @@ def _log(shared: Options, level: str, message: str, evidence: Sequence[str] = ()
         print(f"nacre-runc: {shared['log']}: {error.strerror}", file=sys.stderr)
 
 
+def _debug(shared: Options, message: str) -> None:
+    """--debug: what the runtime does, to the log or to stderr."""
+    if shared.get("debug"):
+        if shared.get("log"):
+            _log(shared, "debug", message)
+        else:
+            print(f"nacre-runc: debug: {message}", file=sys.stderr)
+
+
 class _Call:
     """One invocation: the shared options, the command's own, the plain words."""
 
@@ -116,6 +128,8 @@ class _Call:
             print(f"nacre-runc: warning: {words}", file=sys.stderr)
 
     def warn_all(self, launch: runc.Launch) -> None:
+        """And which process it became, for who debugs."""
+        _debug(self.shared, f"process {launch.pid} is set up")
         for words in launch.warnings:
             self.warn(words)
 

@@ -273,9 +273,13 @@ def _devices(devices: Sequence[Tree], *, nodes: bool) -> list[fs.Step]:
 
 def _inside_hooks(spec: Tree, point: str, state: Tree) -> list[fs.Step]:
     found = spec.get("hooks", {}).get(point, ())
-    if point == "startContainer":  # a program of the container's; one of the host's is not to see the container's LD_PRELOAD
-        found = [{"env": spec["process"].get("env", []), **hook} for hook in found]
-    return [ps.RunHooks(point, tuple(found), state)] if found else []
+    if not found:
+        return []
+    step = ps.RunHooks(point, tuple(found), state)
+    if point == "startContainer":  # programs of the container's; one of the host's is not to see the container's LD_PRELOAD
+        process = spec["process"]
+        step = step.but(environment=tuple(process.get("env", ())), uid=process.get("user", {}).get("uid", 0))
+    return [step]
 
 
 def start_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:

@@ -133,17 +133,26 @@ class NewKeyring(Value, kw_only=False):
 
 
 class RunHooks(Value, kw_only=False):
-    """createContainer and startContainer, which run inside; their state says what the host would."""
+    """createContainer and startContainer, which run inside; their state says what the host would.
+
+    The first ones begin in the container's root, which they cannot know by a name of their own; the others in a container that is whole.
+    """
 
     point: str
     hooks: tuple[Mapping[str, Any], ...]
     state: Mapping[str, Any]
+    environment: tuple[str, ...] | None = None  # of those that name none, as the container's program has it; None: ours
+    uid: int = 0  # of that program
 
     def describe(self) -> str:
         return f"run the {self.point} hooks"
 
     def run(self, context: Context) -> None:
+        if self.point == "createContainer":
+            os.fchdir(context.root)
         for hook in self.hooks:
+            if self.environment is not None:
+                hook = {"env": complete(self.environment, home_of(context.root, self.uid)), **hook}
             hooks.run(self.point, hook, {**self.state, "pid": context.host_pid})
 
 
@@ -445,11 +454,7 @@ class Execute(Value, kw_only=False):
         return f"execute {self.arguments[0]!r}"
 
     def run(self, context: Context) -> None:
-        # of entries of one name libc would find the first; an engine adds its own behind
-        variables = {entry.partition("=")[0]: entry for entry in self.environment}
-        if variables.get("HOME", "HOME=") == "HOME=":
-            variables["HOME"] = f"HOME={context.home or '/'}"
-        environment = list(variables.values())
+        environment = complete(self.environment, context.home)
         program = find_program(self.describe(), self.arguments[0], _search_path(environment))
         head = _first_bytes(program)
         execution = process.Execution(program, self.arguments, environment)
@@ -482,6 +487,14 @@ class SeekProgram(Value, kw_only=False):
 
     def run(self, context: Context) -> None:
         find_program(self.describe(), self.name, _search_path(self.environment), cwd=self.cwd, any_user=True)
+
+
+def complete(entries: Sequence[str], home: str) -> list[str]:
+    """Each name once, and HOME. Of entries of one name libc would find the first; an engine adds its own behind."""
+    variables = {entry.partition("=")[0]: entry for entry in entries}
+    if variables.get("HOME", "HOME=") == "HOME=":
+        variables["HOME"] = f"HOME={home or '/'}"
+    return list(variables.values())
 
 
 def _search_path(environment: Sequence[str]) -> str:
