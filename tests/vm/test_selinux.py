@@ -18,5 +18,5 @@ printf 'SELINUX=permissive\nSELINUXTYPE=default\n' > /etc/selinux/config; load_p
 def test_labels_are_set_where_selinux_has_a_policy(tmp_path: Path) -> None:
     job = PREPARE + suite("v2", "selinux")
     words = "security=selinux selinux=1 enforcing=0"
-    outcome = run(job, "v2", [], tmp_path, timeout_s=900, packages=PACKAGES, kernel_words=words)
+    outcome = run(job, "v2", [], tmp_path, timeout_s=1800, packages=PACKAGES, kernel_words=words)
     passed(outcome, 3)

@@ -87,7 +87,7 @@ def features() -> dict[str, Any]:
         "linux": {
             "namespaces": sorted(oci_spec.NAMESPACES),
             "capabilities": list(capabilities.NAMES),
-            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": True},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
                 "enabled": seccomp.available(),
                 "actions": seccomp.known_actions(),
