@@ -6,6 +6,8 @@ import gc
 import os
 import sys
 
+from nacre import loading
+
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -17,6 +19,7 @@ _STATEMENT = "from nacre.runtimes import runc; runc()"
 def runc() -> NoReturn:
     """The command, from its first line to its exit status."""
     gc.disable()  # a command is short: looking for garbage while modules load was a tenth of it
+    loading.shorten()
     if _ENTERS & set(sys.argv[1:]):  # a word too many costs a few milliseconds, a word missed the host's interpreter
         from nacre.linux.interpreter import execute_out_of_reach
 
