@@ -162,6 +162,31 @@ def test_kill_all_reaches_every_process_without_a_pid_namespace(bundle: Bundle) 
         os.close(pidfd)
 
 
+@pytest.mark.parametrize("init", ["lives", "is gone"])
+def test_sigkill_leaves_nobody_who_shares_the_hosts_pids(bundle: Bundle, init: str) -> None:
+    bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "pid"]
+    bundle.up("sleep 100 & exec sleep 100" if init == "lives" else "sleep 100 & exit 0")
+    if init == "is gone":
+        await_status(bundle, "stopped")
+    pidfds = [pidfd_open(pid) for pid in json.loads(bundle.ok("ps", "--format", "json", bundle.name))]
+    assert len(pidfds) == (2 if init == "lives" else 1)
+    bundle.ok("kill", bundle.name, "KILL")
+    for pidfd in pidfds:
+        with owned(pidfd):
+            assert select.select([pidfd], [], [], 10)[0]
+    await_status(bundle, "stopped")
+    assert "not running" in bundle.fails("kill", bundle.name, "KILL")
+
+
+def test_signal_0_asks_whether_the_container_runs(bundle: Bundle) -> None:
+    bundle.up()
+    bundle.ok("kill", bundle.name, "0")
+    bundle.ok("kill", bundle.name, "KILL")
+    await_status(bundle, "stopped")
+    assert "not running" in bundle.fails("kill", bundle.name, "0")
+    bundle.ok("kill", "--all", bundle.name, "0")
+
+
 def test_delete_takes_what_init_left_behind_without_a_pid_namespace(bundle: Bundle) -> None:
     bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "pid"]
     bundle.up("sleep 100 & exit 0")

@@ -32,13 +32,14 @@ def test_values_flags_lists_numbers_and_short_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "number"), [("KILL", 9), ("SIGKILL", 9), ("kill", 9), ("9", 9), ("RTMIN+3", signal.SIGRTMIN + 3), ("SIGTERM", 15)]
+    ("word", "number"),
+    [("KILL", 9), ("SIGKILL", 9), ("kill", 9), ("9", 9), ("0", 0), ("RTMIN+3", signal.SIGRTMIN + 3), ("SIGTERM", 15)],
 )
 def test_signals_by_name_and_number(word: str, number: int) -> None:
     assert options.signal_number(word) == number
 
 
-@pytest.mark.parametrize("word", ["", "0", "65", "999", "NOPE", "SIG", "SIG_DFL", "RTMIN+x", "-9", "TERM+1000", "²"])
+@pytest.mark.parametrize("word", ["", "65", "999", "NOPE", "SIG", "SIG_DFL", "RTMIN+x", "-9", "TERM+1000", "²"])
 def test_what_is_no_signal_is_refused(word: str) -> None:
     with pytest.raises(Invalid, match="no such signal"):
         options.signal_number(word)

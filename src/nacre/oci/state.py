@@ -64,6 +64,7 @@ class Record(Value):
     mount_identity: str = ""
     joined: dict[str, str] = {}  # kind to path of the namespaces that are not its own
     cgroup_namespace: bool = False  # one of its own
+    shares_pids: bool = False  # its init is not 1 of a PID namespace: when that dies the others live on
     user_namespace: bool = False
     oci_version: str = ""
     created_ns: int = 0  # Unix time

@@ -268,6 +268,7 @@ def first_record(
         **borrowed.facts(spec, rootfs),
         joined=joined,
         cgroup_namespace="cgroup" in new,
+        shares_pids="pid" not in new,
         user_namespace="user" in new or "user" in joined,
         oci_version=spec["ociVersion"],
         created_ns=time.time_ns(),

@@ -151,7 +151,11 @@ def state(root: str, identifier: str) -> dict[str, Any]:
 def describe(record: Record) -> dict[str, Any]:
     whole, rest = divmod(record.created_ns, 1_000_000_000)
     created = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{rest:09d}Z"
-    return oci_state(record, current_status(record)) | {"rootfs": record.rootfs, "created": created, "owner": "root"}
+    state = oci_state(record, current_status(record)) | {"rootfs": record.rootfs, "created": created, "owner": "root"}
+    # in the order that runc writes: there are readers that know it
+    return {
+        key: state[key] for key in ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
+    }
 
 
 def list_states(root: str, damaged: Callable[[Failure], None] | None = None) -> list[dict[str, Any]]:
@@ -249,18 +253,23 @@ def _living(root: str, identifier: str, act: str) -> Record:
 
 
 def kill(root: str, identifier: str, number: int, *, everyone: bool = False) -> None:
-    """Send signal `number` to the container's init, or to every process of it. Raises WrongStatus when it has ended (runtime.md "Kill")."""
+    """Send signal `number` to the container's init, or to every process of it. Raises WrongStatus when it has ended (runtime.md "Kill").
+
+    SIGKILL is for all of them where they would outlive init.
+    """
     record = store.read(root, identifier)
     status = current_status(record)
-    if everyone:
+    cgroup, reached = None, everyone  # somebody, or nobody is fine
+    if everyone or (number == signals.SIGKILL and record.shares_pids):
         cgroup = cgroup_of(record)
         if cgroup is not None and (status != Status.STOPPED or cgroup.pids()):
             cgroup.kill(number)
+            reached = True
     if status in (Status.CREATING, Status.STOPPED):
-        if everyone:
+        if reached:
             return
         raise WrongStatus(what=f"signal container {identifier}", cause=f"container not running: it is {status}")
-    if everyone and cgroup is not None and number == signals.SIGKILL and status != Status.CREATED:
+    if cgroup is not None and number == signals.SIGKILL and status != Status.CREATED:
         return
     _signal(record, number)
     if status == Status.PAUSED and number == signals.SIGKILL:

@@ -180,12 +180,12 @@ def _store(options: dict[str, Any], name: str, kind: str, value: str) -> None:
 
 
 def signal_number(word: str) -> int:
-    """`KILL`, `SIGKILL`, `9`, `RTMIN+3` as a number. Raises Invalid."""
+    """`KILL`, `SIGKILL`, `9`, `RTMIN+3` as a number; 0 asks whether it can be sent. Raises Invalid."""
     from nacre.linux.pids import signals
 
     if not word.isascii():
         word = ""
-    if word.isdigit() and 0 < int(word) < signals.NSIG:
+    if word.isdigit() and int(word) < signals.NSIG:
         return int(word)
     name, plus, offset = word.upper().removeprefix("SIG").partition("+")
     found = getattr(signals, f"SIG{name}", 0) if name.isalnum() else 0  # SIG_IGN is no signal
