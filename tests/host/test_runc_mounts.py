@@ -207,6 +207,16 @@ def test_masked_files_are_empty_and_masked_directories_too(bundle: Bundle) -> No
     assert bundle.says("cat /etc/secret; ls /etc/secrets; touch /etc/secrets/x 2>/dev/null || echo no") == "no\n"
 
 
+def test_masked_directories_are_one_file_system_and_mounted_once_each(bundle: Bundle) -> None:
+    for name in ("one", "two"):
+        (bundle.rootfs / name).mkdir()
+        (bundle.rootfs / name / "secret").touch()
+    bundle.linux["maskedPaths"] = ["/one", "/two", "/one"]
+    said = bundle.says("ls /one /two; touch /two/x; stat -c %d /one /two; grep -c -E ' /(one|two) ' /proc/self/mountinfo; true")
+    one, two, mounted = said.split()[-3:]
+    assert one == two and mounted == "2" and "secret" not in said
+
+
 def test_read_only_paths_can_be_read_and_not_written(bundle: Bundle) -> None:
     (bundle.rootfs / "etc" / "keep").mkdir()
     (bundle.rootfs / "etc" / "keep" / "file").write_text("text")

@@ -157,14 +157,18 @@ def test_a_source_that_the_containers_root_may_not_reach_is_mounted(bundle: Bund
     (hidden / "in").mkdir(parents=True)
     (hidden / "in/word").write_text("seen")
     (hidden / "other").mkdir()
+    (hidden / "other/marker").touch()
     hidden.chmod(0o700)
     mounts.mount(str(hidden), str(hidden), None, MountFlag.BIND)
     mounts.mount(None, str(hidden), None, MountFlag.SHARED)
     try:
         bundle.mount("/mnt", "bind", str(hidden / "in"), "bind").mount("/mnt", "bind", str(hidden / "in"), "rbind")
         bundle.mount("/tmp", "bind", str(hidden / "other"), "rbind")
-        said = bundle.says("cat /mnt/word; mount -t tmpfs none /tmp; touch /tmp/x; grep ' /tmp ' /proc/self/mountinfo")
-        assert said.startswith("seen") and " shared:" not in said and " master:" in said
+        bundle.mount("/run", "bind", str(bundle.rootfs / "tmp"), "rbind")  # by then the mount above is there
+        said = bundle.says(
+            "ls /run; cat /mnt/word; mount -t tmpfs none /tmp; touch /tmp/x; grep ' /tmp ' /proc/self/mountinfo"
+        )
+        assert said.startswith("marker\nseen") and " shared:" not in said and " master:" in said
     finally:
         mounts.umount2(str(hidden), UnmountFlag.DETACH)
 

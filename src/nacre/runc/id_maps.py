@@ -37,14 +37,15 @@ def open_trees(spec: Tree, bundle: str, held: ExitStack) -> dict[int, int]:
     """Position among the mounts to a detached one, for every mount that wants to be made from outside; `held` closes them."""
     trees: dict[int, int] = {}
     beyond = _sources_are_beyond(spec)
+    rootfs = os.path.realpath(os.path.join(bundle, spec.get("root", {}).get("path", "")))
     for position, mount in enumerate(spec.get("mounts", ())):
         options = parse_options(mount.get("options", ()))
         bind = options.bind or mount.get("type") in ("bind", "rbind")
         mapped = bool(mount.get("uidMappings") or options.id_map)
-        if not (mapped or (beyond and bind and mount.get("source"))):
-            continue
         destination = os.path.normpath("/" + mount["destination"].lstrip("/"))
         source = os.path.normpath(os.path.join(bundle, mount.get("source", "")))
+        if not (mapped or (beyond and bind and not f"{source}/".startswith(f"{rootfs}/"))):
+            continue  # what is in the root may come with a mount before this one
         what = f"map the ids of the mount {source} on {destination}" if mapped else f"mount {source} on {destination}"
         if not bind:
             raise Invalid(what=what, cause="only bind mounts can have their ids mapped")

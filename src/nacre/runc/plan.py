@@ -161,7 +161,7 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
 
 def _finish_root(spec: Tree, host: Host) -> list[fs.Step]:
     linux = spec.get("linux", {})
-    steps: list[fs.Step] = [fs.MaskPath(path, host.mount_label) for path in linux.get("maskedPaths", ())]
+    steps: list[fs.Step] = [fs.MaskPath(path, host.mount_label) for path in dict.fromkeys(linux.get("maskedPaths", ()))]
     steps += [fs.ReadonlyPath(path) for path in linux.get("readonlyPaths", ())]
     if cwd := spec.get("process", {}).get("cwd", ""):
         steps.append(fs.MakeDirectory(cwd))

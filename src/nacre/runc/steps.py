@@ -48,6 +48,7 @@ class Context:
         self.root = -1  # the container's root, O_PATH; from BindRoot on
         self.console = -1  # the pseudo-terminal's master, handed to the parent
         self.terminal = -1  # its slave
+        self.empty = -1  # the directory that stands for all masked ones
         self.home = ""  # the user's, from the container's passwd
         self.host_pid = 0
         self.warnings: list[str] = []
@@ -375,12 +376,17 @@ class MaskPath(Value, kw_only=False):
                 return
             raise
         with owned(target):
-            if stat.S_ISDIR(os.fstat(target).st_mode):
+            if not stat.S_ISDIR(os.fstat(target).st_mode):
+                mask = mounts.bind_tree("/dev/null", recursive=False)
+            elif context.empty >= 0:
+                mask = mounts.bind_tree("", recursive=False, directory=context.empty)
+            else:
                 data = with_context("size=0k,mode=755", self.label)
                 mounts.mount("tmpfs", paths.magic(target), "tmpfs", MountFlag.RDONLY, data)
+                context.empty = paths.open_in(context.root, self.path)
                 return
-            with owned(mounts.bind_tree("/dev/null", recursive=False)) as tree:
-                mounts.move_mount(tree, target)
+            with owned(mask):
+                mounts.move_mount(mask, target)
 
 
 class ReadonlyPath(Value, kw_only=False):
