@@ -191,7 +191,7 @@ def _checkout() -> Path:
         for name in BROUGHT:
             if (REPOSITORY / name).exists():
                 _bring(REPOSITORY / name, tree / name)
-        subprocess.run([sys.executable, "-m", "compileall", "-q", str(tree / "src")], check=True, env=_plain_bytecode())
+        _compile(tree)
         _image(tree, directory / "checkout.ext4")
     return directory / "checkout.ext4"
 
@@ -202,9 +202,13 @@ def _image(tree: Path, image: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def _plain_bytecode() -> dict[str, str]:
-    """Byte code beside its source: that is where the machine's interpreter looks."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")}
+def _compile(tree: Path) -> None:
+    """Byte code beside its source, where the machine's interpreter looks; pytest rewrites tests, so theirs is its own."""
+    plain = {name: value for name, value in os.environ.items() if name not in ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")}
+    python = [sys.executable, "-m"]
+    subprocess.run([*python, "compileall", "-q", "src", "tests"], cwd=tree, check=True, env=plain)
+    collect = ["pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests/host"]
+    subprocess.run([*python, *collect], cwd=tree, check=True, env=plain, stdout=subprocess.DEVNULL)
 
 
 def _bring(source: Path, target: Path) -> None:
