@@ -35,6 +35,13 @@ def test_a_program_that_is_nowhere_fails_create_with_the_words_that_engines_look
     assert leftovers(bundle) == []
 
 
+def test_a_container_that_was_never_started_is_deleted_without_force(bundle: Bundle) -> None:
+    """buildah does so when it could not set the network up, and looks no further."""
+    bundle.script("sleep 100").create()
+    bundle.ok("delete", bundle.name)
+    assert leftovers(bundle) == []
+
+
 @pytest.mark.parametrize("name", ["/etc", "/etc/passwd", "/mnt/busybox"])
 def test_a_program_that_nobody_may_execute_fails_create_with_the_words_that_mean_126(bundle: Bundle, name: str) -> None:
     bundle.mount("/mnt", "bind", str(bundle.rootfs / "bin"), "bind", "noexec").args(name).write()

@@ -296,7 +296,10 @@ def _signal(record: Record, number: int) -> bool:
 def delete(
     root: str, identifier: str, *, force: bool = False, warn: Warn | None = None, layout: cgroups.Layout | None = None
 ) -> None:
-    """Remove what is left of an ended container; with `force` end it first, and a missing one is fine."""
+    """Remove what is left of an ended container, or one that was never started; with `force` end it first, and a missing one is fine.
+
+    runtime.md "Delete" wants an error for a created one. runc and crun end it, and buildah counts on that when its network fails.
+    """
     try:
         with store.locked(root, identifier):
             try:
@@ -308,7 +311,7 @@ def delete(
                 return
             status = current_status(record)
             if status != Status.STOPPED:
-                if not force:
+                if not force and status != Status.CREATED:
                     raise WrongStatus(
                         what=f"delete container {identifier}",
                         cause=f"it is {status}",
