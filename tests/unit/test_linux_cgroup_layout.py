@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nacre.linux.cgroup_layout import Layout, missing, parse
+from nacre.linux.cgroup_layout import CgroupMissing, Layout, missing, parse
+from nacre.linux.cgroups import Cgroup
+from nacre.oci.errors import Failure, Invalid
 
 V1 = """\
 30 20 0:25 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
@@ -52,6 +54,19 @@ def test_hybrid_finds_each_controller_where_it_is(tmp_path: Path) -> None:
     assert layout.mode == "hybrid"
     versions = {name: getattr(layout.find(name), "version", None) for name in ("memory", "hugetlb", "blkio", "devices")}
     assert versions == {"memory": 1, "hugetlb": 2, "blkio": 2, "devices": None}
+
+
+@pytest.mark.parametrize("modern", [None, "", "hugetlb io"])
+def test_unified_keys_of_a_controller_on_v1_are_refused_with_its_place(tmp_path: Path, modern: str | None) -> None:
+    cgroup = Cgroup(parse(V1 + ("" if modern is None else unified(tmp_path, modern)), OWN), "/web")
+    for key, kind, cause in (
+        ("pids.max", CgroupMissing, "on cgroup v1 here (/mnt/with blank)"),
+        ("rdma.max", CgroupMissing, "nowhere mounted"),
+        ("cgroup.procs", Invalid, "no controller's file"),
+    ):
+        with pytest.raises(Failure) as refused:
+            cgroup.apply({"unified": {key: "33"}})
+        assert isinstance(refused.value, kind) and cause in refused.value.cause
 
 
 def test_no_cgroups_at_all_is_a_layout_too() -> None:

@@ -237,24 +237,17 @@ class Cgroup:
     def _writes(self, resources: dict[str, Any]) -> list[cgroup_values.Write]:
         if self.layout.mode == "v2":
             return cgroup_values.v2(resources)
-        hierarchy = self.layout.unified
-        writes = cgroup_values.v1(resources)
-        if hierarchy is None or not hierarchy.controllers:
-            if resources.get("unified"):
-                name = next(iter(resources["unified"]))
-                raise missing(
-                    name.partition(".")[0], f"set {name} as linux.resources.unified asks (cgroup v2 only)", self.layout.looked
-                )
-            return self._memory_order(writes)
-        on_v2 = hierarchy.controllers
-        writes = [
-            write for write in writes if write.controller not in on_v2 and {"blkio": "io"}.get(write.controller) not in on_v2
-        ]
-        modern = {**resources, "cpu": resources.get("cpu") if "cpu" in on_v2 or "cpuset" in on_v2 else None}
-        writes += [write for write in cgroup_values.v2(modern) if write.controller in on_v2]
+        on_v2 = self.layout.unified.controllers if self.layout.unified else frozenset()
         for write in cgroup_values.unified(resources.get("unified") or {}):
             if write.controller not in on_v2:
                 raise self._not_on_v2(write.files[0])
+        writes = cgroup_values.v1(resources)
+        if on_v2:
+            writes = [
+                write for write in writes if write.controller not in on_v2 and {"blkio": "io"}.get(write.controller) not in on_v2
+            ]
+            modern = {**resources, "cpu": resources.get("cpu") if "cpu" in on_v2 or "cpuset" in on_v2 else None}
+            writes += [write for write in cgroup_values.v2(modern) if write.controller in on_v2]
         return self._memory_order(writes)
 
     def _not_on_v2(self, name: str) -> Failure:
