@@ -92,6 +92,18 @@ def fill(bundle: Bundle) -> None:
         pass
 
 
+def test_realtime_limits_are_changed_in_an_order_that_the_kernel_takes(bundle: Bundle) -> None:
+    hierarchy = cgroups.discover("cpu").find("cpu")
+    if hierarchy is None or not os.path.exists(f"{hierarchy.mount}/cpu.rt_period_us"):
+        pytest.skip("this kernel has no realtime limits for groups")
+    bundle.linux["resources"]["cpu"] = {"realtimePeriod": 900000, "realtimeRuntime": 60000}
+    bundle.up()
+    for period, runtime in ((10000, 3000), (100000, 20000), (50000, 30000)):
+        bundle.ok("update", bundle.name, "--cpu-rt-period", str(period), "--cpu-rt-runtime", str(runtime))
+        assert read(bundle, "cpu", "cpu.rt_period_us", "") == str(period)
+        assert read(bundle, "cpu", "cpu.rt_runtime_us", "") == str(runtime)
+
+
 def test_a_limit_below_what_is_in_use_is_refused_with_the_figures(bundle: Bundle) -> None:
     if cgroups.discover().need("memory", "test").version == 2:
         pytest.skip("cgroup v2 takes any limit, and kills for it")

@@ -165,9 +165,7 @@ def test_a_source_that_the_containers_root_may_not_reach_is_mounted(bundle: Bund
         bundle.mount("/mnt", "bind", str(hidden / "in"), "bind").mount("/mnt", "bind", str(hidden / "in"), "rbind")
         bundle.mount("/tmp", "bind", str(hidden / "other"), "rbind")
         bundle.mount("/run", "bind", str(bundle.rootfs / "tmp"), "rbind")  # by then the mount above is there
-        said = bundle.says(
-            "ls /run; cat /mnt/word; mount -t tmpfs none /tmp; touch /tmp/x; grep ' /tmp ' /proc/self/mountinfo"
-        )
+        said = bundle.says("ls /run; cat /mnt/word; mount -t tmpfs none /tmp; touch /tmp/x; grep ' /tmp ' /proc/self/mountinfo")
         assert said.startswith("marker\nseen") and " shared:" not in said and " master:" in said
     finally:
         mounts.umount2(str(hidden), UnmountFlag.DETACH)

@@ -203,7 +203,7 @@ class Cgroup:
         self._check_before(resources.get("memory") or {})
         self._tell(resources)
         left: list[str] = []
-        for write in self._writes(resources):
+        for write in self._realtime_order(self._writes(resources)):
             hierarchy = self.layout.find(write.controller)
             if hierarchy is None:
                 if write.optional or write.value in ("-1", "max"):
@@ -274,6 +274,19 @@ class Cgroup:
         limit = int(writes[first].value)
         if limit < 0 or limit > now:
             writes[first], writes[second] = writes[second], writes[first]
+        return writes
+
+    def _realtime_order(self, writes: list[cgroup_values.Write]) -> list[cgroup_values.Write]:
+        """v1: the runtime may at no moment be more of its period than before and after: a shorter period goes behind it."""
+        names = [write.files[0] for write in writes]
+        if "cpu.rt_period_us" not in names or "cpu.rt_runtime_us" not in names:
+            return writes
+        period, runtime = names.index("cpu.rt_period_us"), names.index("cpu.rt_runtime_us")
+        hierarchy = self.layout.find("cpu")
+        directory = self.layout.directory(hierarchy, self.path) if hierarchy else ""
+        shorter = int(writes[period].value) < files.number(files.read(directory, "cpu.rt_period_us"))
+        if shorter == (period < runtime):
+            writes[period], writes[runtime] = writes[runtime], writes[period]
         return writes
 
     def _apply_devices(self, rules: list[cgroup_values.DeviceRule]) -> None:
