@@ -252,7 +252,10 @@ def test_nothing_is_loaded_after_the_containers_root_is_entered(bundle: Bundle, 
     """CVE-2019-14271: a library or module of the container, loaded by the runtime, runs with the host's rights."""
     trace = tmp_path / "trace"
     bundle.process |= {"user": {"uid": 1000, "gid": 1000}}
-    bundle.args("/bin").write()  # refused by execve, after everything else
+    odd = bundle.rootfs / "bin" / "odd"
+    odd.write_bytes(b"no program")
+    odd.chmod(0o755)
+    bundle.args("/bin/odd").write()  # refused by execve, after everything else
     words = (STRACE, "-f", "-q", "-e", "trace=open,openat,openat2,pivot_root,execve", "-o", str(trace), RUNC)
     assert Bundle(**{**vars(bundle), "runtime": words}).call("run", "-b", str(bundle.path), bundle.name).returncode == 1
     lines = trace.read_text().splitlines()

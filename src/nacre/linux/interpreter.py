@@ -7,7 +7,7 @@ read-only, or where mounts cannot be made from a sealed copy in memory. Both are
 The first command leaves its mount at HELD, where the next ones start from it and need not execute themselves again. What counts is
 what /proc/self/exe says, not that HELD is there.
 
-The module is imported before anything else of nacre: what it costs every `run` pays twice.
+The module is imported before anything else of nacre: what it costs is paid once more by whoever executes itself again.
 """
 
 from __future__ import annotations
