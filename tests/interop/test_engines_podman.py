@@ -44,6 +44,13 @@ def test_a_container_runs_execs_and_ends_with_its_own_exit_code(podman: Engine) 
 
 
 @pytest.mark.slow
+def test_a_program_that_cannot_be_executed_ends_with_the_code_that_says_why(podman: Engine, up: str) -> None:
+    words = ("run", "--rm", "--network", "none", "--cgroup-parent", group(podman.place), IMAGE)
+    for program, code in (("nowhere", 127), ("/bin/nowhere", 127), ("/etc", 126)):
+        assert (podman.call(*words, program).returncode, podman.call("exec", up, program).returncode) == (code, code), program
+
+
+@pytest.mark.slow
 def test_exec_with_a_terminal_has_one_of_the_containers_own(podman: Engine, up: str) -> None:
     ours, theirs = pty.openpty()
     words = [found("podman"), "exec", "-it", up, "sh", "-c", "tty; test -t 0 && echo interactive"]
