@@ -31,6 +31,14 @@ def test_a_group_of_its_own_is_named_after_the_container_and_has_its_lines_in_or
     assert not (tmp_path / "web").exists()
 
 
+def test_other_lines_go_to_the_class_of_a_container_that_has_one(tmp_path: Path) -> None:
+    facts = made(tmp_path, l3CacheSchema="L3:0=7f0")
+    resctrl.update(facts, {"l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=50"})
+    assert (tmp_path / "web/schemata").read_text() == "L3:0=7f0\nL3:0=f\nMB:0=50\n", "the kernel takes each line as it comes"
+    with pytest.raises(Invalid, match="the container has none"):
+        resctrl.update({}, {"memBwSchema": "MB:0=50"})
+
+
 def test_a_class_that_is_named_stays_and_the_group_that_counts_goes(tmp_path: Path) -> None:
     (tmp_path / "gold/mon_groups").mkdir(parents=True)
     facts = made(tmp_path, closID="gold", enableMonitoring=True)

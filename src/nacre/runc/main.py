@@ -456,6 +456,13 @@ def _update(call: _Call) -> int:
         if option in chosen:
             value = chosen[option]
             resources.setdefault(group, {})[key] = words_of.size(value) if group == "memory" else value
+    options = {"l3-cache-schema": "l3CacheSchema", "mem-bw-schema": "memBwSchema"}
+    schemata = {key: chosen[option] for option, key in options.items() if option in chosen}
+    if schemata:
+        from nacre.runc import resctrl
+
+        resctrl.check(schemata)
+        resctrl.update(store.read(call.root, call.id).resctrl, schemata)
     for words in runc.update(call.root, call.id, resources):
         call.warn(words)
     return 0

@@ -48,6 +48,8 @@ _UPDATE_VALUES = (
     "memory-swap",
     "kernel-memory",
     "kernel-memory-tcp",
+    "l3-cache-schema",
+    "mem-bw-schema",
 )
 _UPDATE_NUMBERS = (
     "blkio-weight",

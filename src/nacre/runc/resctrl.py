@@ -99,6 +99,17 @@ def enter(facts: Mapping[str, str], pid: int) -> None:
             _write(directory, name, str(pid), "")
 
 
+def update(facts: Mapping[str, str], wanted: Mapping[str, Any]) -> None:
+    """Other schemata, which `check` has seen, for the container's class. Raises Invalid for a container that has none."""
+    if not facts:
+        raise Invalid(
+            what="change the class of service", cause="the container has none", remedy="give it linux.intelRdt when it is made"
+        )
+    group = os.path.dirname(facts.get("class", facts["tasks"]))
+    for line in lines(wanted):
+        _write(group, "schemata", line, os.path.dirname(group))
+
+
 def remove(facts: Mapping[str, str]) -> None:
     """What `prepare` made for this container alone."""
     for key in ("monitor", "group"):
