@@ -178,6 +178,13 @@ def test_sigkill_leaves_nobody_who_shares_the_hosts_pids(bundle: Bundle, init: s
     assert "not running" in bundle.fails("kill", bundle.name, "KILL")
 
 
+@pytest.mark.parametrize("word", ["TERM", "INT", "HUP"])
+def test_a_created_container_is_ended_by_the_signals_that_end_programs(bundle: Bundle, word: str) -> None:
+    bundle.script("exec sleep 100").create()
+    bundle.ok("kill", bundle.name, word)
+    await_status(bundle, "stopped")
+
+
 def test_signal_0_asks_whether_the_container_runs(bundle: Bundle) -> None:
     bundle.up()
     bundle.ok("kill", bundle.name, "0")

@@ -153,6 +153,8 @@ def _created(channel: socket.socket, context: Context, listener: socket.socket |
 
     `told`: who has given further orders says on the same channel when to start.
     """
+    if listener is not None or told:
+        _let_itself_be_ended()
     message = dumps({"stage": "created", "warnings": context.warnings}).encode()
     context.warnings.clear()
     if context.console >= 0:
@@ -172,6 +174,16 @@ def _created(channel: socket.socket, context: Context, listener: socket.socket |
     if not connection.recv(1):
         os._exit(_BUSY)  # the starter died between connecting and speaking
     return connection
+
+
+def _let_itself_be_ended() -> None:
+    """Process 1 does not hear a signal that it does not handle (pid_namespaces(7)): until execve(2) asks the program, these end it."""
+
+    def end(number: int, _frame: object) -> None:
+        os._exit(128 + number)
+
+    for number in (signals.SIGHUP, signals.SIGINT, signals.SIGTERM):
+        signals.signal(number, end)
 
 
 def _failure(current: Step | str, error: BaseException, container: str) -> Failure:
