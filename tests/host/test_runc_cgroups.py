@@ -92,6 +92,38 @@ def fill(bundle: Bundle) -> None:
         pass
 
 
+def test_a_burst_is_taken_back_by_0(bundle: Bundle) -> None:
+    bundle.linux["resources"]["cpu"] = {"period": 900000, "quota": 600000, "burst": 500000}
+    bundle.up()
+    for burst in ("400000", "0"):
+        bundle.ok("update", bundle.name, "--cpu-burst", burst)
+        assert read(bundle, "cpu", "cpu.cfs_burst_us", "cpu.max.burst") == burst
+
+
+def test_a_limit_on_memory_and_swap_is_changed_alone_where_v1_has_it(bundle: Bundle) -> None:
+    hierarchy = cgroups.discover("memory").need("memory", "test")
+    if hierarchy.version == 2 or not os.path.exists(f"{hierarchy.mount}/memory.memsw.limit_in_bytes"):
+        pytest.skip("memory is on v2 here, or swap is not counted")
+    bundle.linux["resources"]["memory"] = {"limit": 32 * MIB, "swap": 64 * MIB}
+    bundle.up()
+    bundle.ok("update", bundle.name, "--memory-swap", str(96 * MIB))
+    assert read(bundle, "memory", "memory.memsw.limit_in_bytes", "") == str(96 * MIB)
+
+
+def test_a_parent_whose_cpuset_nobody_has_filled_is_filled(bundle: Bundle) -> None:
+    hierarchy = cgroups.discover("cpuset").need("cpuset", "test")
+    parent = Path(f"{hierarchy.mount}{bundle.cgroup}")
+    bundle.linux["cgroupsPath"] = f"{bundle.cgroup}/below"
+    parent.mkdir(parents=True)
+    try:
+        assert bundle.says("echo in") == "in\n"
+    finally:
+        bundle.call("delete", "--force", bundle.name)
+        for one in cgroups.discover().hierarchies:
+            if (made_there := Path(f"{one.mount}{bundle.cgroup}")).exists():
+                made_there.rmdir()
+
+
 def test_realtime_limits_are_changed_in_an_order_that_the_kernel_takes(bundle: Bundle) -> None:
     hierarchy = cgroups.discover("cpu").find("cpu")
     if hierarchy is None or not os.path.exists(f"{hierarchy.mount}/cpu.rt_period_us"):

@@ -23,11 +23,17 @@ class CgroupBusy(Failure):
 
 
 def inherit_cpuset(directory: str) -> None:
-    """v1: a new cpuset is empty, and an empty one can hold no process."""
+    """v1: a new cpuset is empty, and an empty one can hold no process. Its parent may be one that somebody has made and not filled."""
     parent = os.path.dirname(directory)
-    for name in ("cpuset.cpus", "cpuset.mems"):
-        if not read(directory, name).strip():
-            write(directory, name, read(parent, name).strip())
+    empty = [
+        name
+        for name in ("cpuset.cpus", "cpuset.mems")
+        if os.path.exists(f"{directory}/{name}") and not read(directory, name).strip()
+    ]
+    if empty:
+        inherit_cpuset(parent)
+    for name in empty:
+        write(directory, name, read(parent, name).strip())
 
 
 def set_limit(directory: str, limit: Write) -> bool:

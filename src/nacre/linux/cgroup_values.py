@@ -172,11 +172,12 @@ def _v1_cpu(cpu: Resources) -> list[Write]:
         "shares": "cpu.shares",
         "period": "cpu.cfs_period_us",
         "quota": "cpu.cfs_quota_us",
-        "burst": "cpu.cfs_burst_us",
         "realtimePeriod": "cpu.rt_period_us",
         "realtimeRuntime": "cpu.rt_runtime_us",
     }
     writes = [Write("cpu", (name,), str(max(cpu[key], -1))) for key, name in files.items() if cpu.get(key)]
+    if cpu.get("burst") is not None:
+        writes.append(Write("cpu", ("cpu.cfs_burst_us",), str(cpu["burst"]), optional=cpu["burst"] == 0))
     if cpu.get("idle") is not None:
         writes.append(Write("cpu", ("cpu.idle",), str(cpu["idle"]), optional=cpu["idle"] == 0))
     return [*writes, *_cpuset(cpu)]
@@ -195,8 +196,8 @@ def _v2_cpu(cpu: Resources) -> list[Write]:
     if cpu.get("quota") or cpu.get("period"):
         quota = _limit(cpu.get("quota") or -1, "max")
         writes.append(Write("cpu", ("cpu.max",), f"{quota} {cpu.get('period') or 100000}"))
-    if cpu.get("burst"):
-        writes.append(Write("cpu", ("cpu.max.burst",), str(cpu["burst"])))
+    if cpu.get("burst") is not None:
+        writes.append(Write("cpu", ("cpu.max.burst",), str(cpu["burst"]), optional=cpu["burst"] == 0))
     return [*writes, *_cpuset(cpu)]
 
 

@@ -247,6 +247,7 @@ class Cgroup:
                 write for write in writes if write.controller not in on_v2 and {"blkio": "io"}.get(write.controller) not in on_v2
             ]
             modern = {**resources, "cpu": resources.get("cpu") if "cpu" in on_v2 or "cpuset" in on_v2 else None}
+            modern["memory"] = resources.get("memory") if "memory" in on_v2 else None
             writes += [write for write in cgroup_values.v2(modern) if write.controller in on_v2]
         return self._memory_order(writes)
 
