@@ -217,6 +217,13 @@ def test_masked_directories_are_one_file_system_and_mounted_once_each(bundle: Bu
     assert one == two and mounted == "2" and "secret" not in said
 
 
+def test_a_created_container_holds_no_file_of_its_set_up(bundle: Bundle) -> None:
+    bundle.create()
+    place = f"/proc/{bundle.state()['pid']}/fd"
+    held = {os.readlink(f"{place}/{number}") for number in os.listdir(place)}
+    assert not [path for path in held if path.startswith(("/proc", "/sys", "/dev")) and path != "/dev/null"], held
+
+
 def test_read_only_paths_can_be_read_and_not_written(bundle: Bundle) -> None:
     (bundle.rootfs / "etc" / "keep").mkdir()
     (bundle.rootfs / "etc" / "keep" / "file").write_text("text")

@@ -438,6 +438,9 @@ class EnterRoot(Value, kw_only=False):
         return f"make {self.path} the root"
 
     def run(self, context: Context) -> None:
+        if context.empty >= 0:
+            os.close(context.empty)  # nothing is masked from here on
+            context.empty = -1
         os.fchdir(context.root)
         if self.borrowed:
             os.chroot(".")
