@@ -92,6 +92,27 @@ def fill(bundle: Bundle) -> None:
         pass
 
 
+def test_a_quota_and_its_period_are_changed_in_an_order_that_a_limited_parent_allows(bundle: Bundle) -> None:
+    hierarchy = cgroups.discover("cpu").need("cpu", "test")
+    if hierarchy.version == 2:
+        pytest.skip("v2 takes both in one line, and does not compare them with the parent's")
+    parent = Path(f"{hierarchy.mount}{bundle.cgroup}")
+    bundle.linux["cgroupsPath"] = f"{bundle.cgroup}/below"
+    bundle.linux["resources"]["cpu"] = {"period": 1000000, "quota": 500000}
+    parent.mkdir(parents=True)
+    (parent / "cpu.cfs_quota_us").write_text("50000")
+    try:
+        bundle.up()
+        for period, quota in ((10000, 3000), (100000, 50000)):
+            bundle.ok("update", bundle.name, "--cpu-period", str(period), "--cpu-quota", str(quota))
+            assert (parent / "below/cpu.cfs_quota_us").read_text() == f"{quota}\n"
+    finally:
+        bundle.call("delete", "--force", bundle.name)
+        for one in cgroups.discover().hierarchies:
+            if (made_there := Path(f"{one.mount}{bundle.cgroup}")).exists():
+                made_there.rmdir()
+
+
 def test_a_burst_is_taken_back_by_0(bundle: Bundle) -> None:
     bundle.linux["resources"]["cpu"] = {"period": 900000, "quota": 600000, "burst": 500000}
     bundle.up()

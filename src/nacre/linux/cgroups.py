@@ -203,7 +203,7 @@ class Cgroup:
         self._check_before(resources.get("memory") or {})
         self._tell(resources)
         left: list[str] = []
-        for write in self._realtime_order(self._writes(resources)):
+        for write in self._cpu_order(self._writes(resources)):
             hierarchy = self.layout.find(write.controller)
             if hierarchy is None:
                 if write.optional or write.value in ("-1", "max"):
@@ -277,17 +277,19 @@ class Cgroup:
             writes[first], writes[second] = writes[second], writes[first]
         return writes
 
-    def _realtime_order(self, writes: list[cgroup_values.Write]) -> list[cgroup_values.Write]:
-        """v1: the runtime may at no moment be more of its period than before and after: a shorter period goes behind it."""
+    def _cpu_order(self, writes: list[cgroup_values.Write]) -> list[cgroup_values.Write]:
+        """v1: time may at no moment be more of its period than before and after, as the parent may forbid that: a shorter period
+        goes behind it."""
         names = [write.files[0] for write in writes]
-        if "cpu.rt_period_us" not in names or "cpu.rt_runtime_us" not in names:
-            return writes
-        period, runtime = names.index("cpu.rt_period_us"), names.index("cpu.rt_runtime_us")
         hierarchy = self.layout.find("cpu")
         directory = self.layout.directory(hierarchy, self.path) if hierarchy else ""
-        shorter = int(writes[period].value) < files.number(files.read(directory, "cpu.rt_period_us"))
-        if shorter == (period < runtime):
-            writes[period], writes[runtime] = writes[runtime], writes[period]
+        for pair in (("cpu.rt_period_us", "cpu.rt_runtime_us"), ("cpu.cfs_period_us", "cpu.cfs_quota_us")):
+            if not set(pair) <= set(names):
+                continue
+            period, time_ = (names.index(name) for name in pair)
+            shorter = int(writes[period].value) < files.number(files.read(directory, pair[0]))
+            if shorter == (period < time_):
+                writes[period], writes[time_] = writes[time_], writes[period]
         return writes
 
     def _apply_devices(self, rules: list[cgroup_values.DeviceRule]) -> None:
