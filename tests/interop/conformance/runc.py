@@ -1,0 +1,183 @@
+"""`./run conformance runc CHECKOUT`: runc's own integration suite against nacre-runc and, as control, the runc of the same checkout.
+
+    CHECKOUT    a checkout of opencontainers/runc at the release that is meant; a clone of it is built and run under .cache/conformance,
+                with Go from PyPI, bats, jq and gawk from apt
+    each file   has PID, mount and network namespaces of its own, a terminal, and a process 1 that reaps; `--only FILE` runs some
+
+The suite downloads two images; here Debian's static busybox stands for one, laid out alike, and a Debian made by mmdebstrap for the other.
+Both runtimes write in /sys/fs/cgroup/*/runc-cgroups-integration-test, which is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+
+from oci import CACHE, REPOSITORY, go
+
+PEERS = REPOSITORY / ".cache/peers"
+LIBRARIES = PEERS / f"usr/lib/{os.uname().machine}-linux-gnu"
+GROUP = "runc-cgroups-integration-test"
+FILE_S = 600
+TEST_S = 180
+LINE = re.compile(r"^(not )?ok \d+ (.*?)(# skip.*)?$", re.MULTILINE)
+PASSWD = {"root": (0, "/root", "/bin/sh"), "daemon": (1, "/usr/sbin", "/bin/false"), "nobody": (65534, "/home", "/bin/false")}
+GROUPS = {"root": 0, "daemon": 1, "tty": 5, "mail": 8, "users": 100, "nogroup": 65534}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--on-a-terminal"]:
+        sys.exit(on_a_terminal(sys.argv[2:]))
+    parser = argparse.ArgumentParser(prog="./run conformance runc")
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--only", action="append", default=[], metavar="FILE", help="such as exec, for exec.bats")
+    parser.add_argument("--output", type=Path, default=CACHE / "runc-output", help="each file's TAP goes here, RUNTIME-FILE.tap")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    suite = built(options.checkout.resolve())
+    files = options.only or sorted(path.stem for path in (suite / "tests/integration").glob("*.bats"))
+    runtimes = {"nacre-runc": REPOSITORY / ".venv/bin/nacre-runc", "runc": suite / "runc"}
+    table = {
+        name: {file: judged(suite, path, file, options.output / f"{name}-{file}.tap") for file in files}
+        for name, path in runtimes.items()
+    }
+    show(files, table)
+
+
+def built(checkout: Path) -> Path:
+    """A clone with runc, its helper programs and the images, made once a commit."""
+    commit = subprocess.run(
+        ["git", "-C", checkout, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    target = CACHE / f"runc-{commit[:12]}"
+    if not target.is_dir():
+        making = target.with_suffix(".making")
+        shutil.rmtree(making, ignore_errors=True)
+        subprocess.run(["git", "clone", "--quiet", "--shared", checkout, making], check=True)
+        libraries = f"-L{LIBRARIES} -l:libseccomp.so.2"
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / "libseccomp.pc").write_text(
+                f"Name: libseccomp\nDescription: seccomp\nVersion: 2.5.4\nCflags: -I{PEERS}/usr/include\nLibs: {libraries}\n"
+            )
+            settings = {
+                "PKG_CONFIG_PATH": place,
+                "GOTOOLCHAIN": "local",
+                "GOFLAGS": "-mod=vendor",
+                "PATH": f"{go().parent}:{os.environ['PATH']}",
+            }
+            subprocess.run(["make", "runc", "test-binaries"], cwd=making, env=os.environ | settings, check=True)
+        images(making / "tests/integration/testdata")
+        making.rename(target)
+    return target
+
+
+def images(target: Path) -> None:
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        root.chmod(0o755)
+        for name in ("bin", "dev/pts", "etc", "home", "lib", "root", "usr/bin", "usr/sbin", "var/spool/mail"):
+            (root / name).mkdir(parents=True)
+        for name in ("tmp", "var/tmp"):
+            (root / name).mkdir()
+            (root / name).chmod(0o1777)
+        busybox = root / "bin/busybox"
+        shutil.copy(shutil.which("busybox", path=f"{PEERS}/bin:{os.environ['PATH']}") or "busybox", busybox)
+        for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
+            if applet != "busybox":
+                os.link(busybox, root / "bin" / applet)
+        (root / "usr/bin/env").symlink_to("../../bin/env")
+        (root / "etc/passwd").write_text(
+            "".join(f"{name}:x:{uid}:{uid}:{name}:{home}:{shell}\n" for name, (uid, home, shell) in PASSWD.items())
+        )
+        (root / "etc/group").write_text("".join(f"{name}:x:{gid}:\n" for name, gid in GROUPS.items()))
+        subprocess.run(["tar", "-C", root, "-cJf", target / f"busybox-{machine}.tar.xz", "."], check=True)
+    subprocess.run(["mmdebstrap", "--variant=essential", "bookworm", target / f"debian-{machine}.tar.xz"], check=True)
+
+
+def judged(suite: Path, runtime: Path, file: str, output: Path) -> dict[str, str]:
+    """Test to "pass", "fail" or "skip"."""
+    print(f"{runtime.name}: {file} ", end="", flush=True)
+    with tempfile.TemporaryDirectory(prefix="nacre-conformance-") as place:
+        os.chmod(place, 0o755)
+        command = f'ip link set lo up; timeout --foreground {FILE_S} bats --tap --print-output-on-failure "$1" >"$2" 2>&1; true'
+        words = [
+            "unshare",
+            "-m",
+            "-n",
+            "-p",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            sys.executable,
+            __file__,
+            "--on-a-terminal",
+        ]
+        words += ["bash", "-c", command, "bash", f"tests/integration/{file}.bats", str(output.resolve())]
+        settings = {
+            "RUNC": str(runtime),
+            "BATS_ROOT": f"{PEERS}/usr",
+            "TMPDIR": place,
+            "BATS_TMPDIR": place,
+            "BATS_TEST_TIMEOUT": str(TEST_S),
+        }
+        settings["PATH"] = f"{go().parent}:{os.environ['PATH']}:{PEERS}/usr/bin"
+        subprocess.run(
+            words, cwd=suite, env=os.environ | settings, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True
+        )
+    for directory in Path("/sys/fs/cgroup").glob(f"*/{GROUP}"):
+        for below in sorted(directory.rglob("*/"), reverse=True):
+            below.rmdir()
+        directory.rmdir()
+    found = {
+        name.strip(): "skip" if skipped else "fail" if wrong else "pass"
+        for wrong, name, skipped in LINE.findall(output.read_text(errors="replace"))
+    }
+    print(", ".join(f"{count} {word}" for word, count in sorted(Counter(found.values()).items())))
+    return found
+
+
+def on_a_terminal(words: list[str]) -> int:
+    """Process 1 of the namespaces: the words on a terminal of their own, whose output nobody wants; reaps whoever is left behind."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execvp(words[0], words)
+    threading.Thread(target=drained, args=(master,), daemon=True).start()
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
+
+
+def drained(master: int) -> None:
+    try:
+        while os.read(master, 1 << 16):
+            pass
+    except OSError:
+        return  # its last holder is gone
+
+
+def show(files: list[str], table: dict[str, dict[str, dict[str, str]]]) -> None:
+    ours, theirs = table["nacre-runc"], table["runc"]
+    print("\n| test | nacre-runc | runc |\n|-|-|-|")
+    for file in files:
+        for test in sorted({*ours[file], *theirs[file]}):
+            pair = ours[file].get(test, "–"), theirs[file].get(test, "–")
+            if "fail" in pair or "–" in pair:
+                print(f"| {file}: {test} | {pair[0]} | {pair[1]} |")
+    for name in table:
+        counts = Counter(word for file in files for word in table[name][file].values())
+        print(f"{name}: {counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped")
+
+
+if __name__ == "__main__":
+    main()
