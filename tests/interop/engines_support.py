@@ -203,3 +203,8 @@ def sweep(place: Path) -> None:
         with suppress(OSError):  # `kube play` takes no parent and uses podman's own: not ours while it holds anything
             for path, _, _ in os.walk(layout.directory(hierarchy, "/libpod_parent"), topdown=False):
                 os.rmdir(path)
+    for entry in os.scandir("/sys/fs/cgroup") if layout.mode != "v2" else ():  # podman makes directories for what is not mounted
+        if entry.is_dir(follow_symlinks=False) and not os.path.ismount(entry.path):
+            shutil.rmtree(f"{entry.path}{group(place)}", ignore_errors=True)
+            with suppress(OSError):
+                os.rmdir(entry.path)
