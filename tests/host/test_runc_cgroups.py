@@ -260,13 +260,26 @@ def test_unified_keys_go_to_v2_or_are_refused_by_name(bundle: Bundle) -> None:
         ({"cpu": {"cpus": "4000"}}, "cpuset.cpus"),
         ({"cpu": {"quota": 10, "period": 100000}}, "cpu."),
         ({"rdma": {"mlx5_0": {"hcaHandles": 1}}}, "rdma"),
-        ({"network": {"classID": 7}}, "net_cls"),
         ({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}, "hugetlb"),
     ],
 )
 def test_what_the_kernel_refuses_is_named_and_undone(bundle: Bundle, resources: dict[str, object], named: str) -> None:
     bundle.linux["resources"] |= resources
     assert named in bundle.refuses("true")
+    assert leftovers(bundle) == []
+
+
+def test_a_traffic_class_counts_where_the_host_has_them_and_is_refused_elsewhere(bundle: Bundle) -> None:
+    bundle.linux["resources"]["network"] = {"classID": 7}
+    hierarchy = cgroups.discover().find("net_cls")
+    if hierarchy is None:
+        assert "net_cls" in bundle.refuses("true")
+    else:
+        bundle.script("sleep 100").up()
+        directory = Path(cgroups.discover().directory(hierarchy, bundle.cgroup))
+        assert (directory / "net_cls.classid").read_text() == "7\n"
+        assert (directory / "cgroup.procs").read_text().split() == [str(bundle.state()["pid"])]
+        bundle.ok("delete", "--force", bundle.name)
     assert leftovers(bundle) == []
 
 

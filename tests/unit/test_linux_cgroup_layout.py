@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nacre.linux.cgroup_layout import CgroupMissing, Layout, missing, parse
-from nacre.linux.cgroups import Cgroup
+from nacre.linux.cgroups import Cgroup, LimitRefused
 from nacre.oci.errors import Failure, Invalid
 
 V1 = """\
@@ -91,3 +91,22 @@ def test_a_missing_controller_is_named_with_where_it_was_looked_for_and_a_remedy
 def test_where_no_cgroup_is_mounted_at_all_the_remedy_is_to_mount_them() -> None:
     failure = missing("memory", "limit a pod", parse("22 1 0:5 / / rw - ext4 /dev/vda rw\n", "0::/\n").looked)
     assert "no cgroup mount" in failure.cause and failure.remedy == "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+
+
+def test_a_hierarchy_that_only_a_limit_asks_for_is_entered_and_cleared_like_the_others(tmp_path: Path) -> None:
+    for name in ("memory", "net_cls"):
+        (tmp_path / name).mkdir()
+    mounts = "".join(
+        f"{number} 20 0:{number} / {tmp_path}/{name} rw - cgroup cgroup rw,{name}\n"
+        for number, name in ((31, "memory"), (32, "net_cls"))
+    )
+    layout = parse(mounts, "2:net_cls:/\n1:memory:/\n")
+    cgroup = Cgroup(layout, "/one")
+    cgroup.create()
+    assert [directory for _, directory in cgroup.directories()] == [f"{tmp_path}/memory/one"]
+    with pytest.raises(LimitRefused, match=r"net_cls\.classid"):  # a plain directory has no such file
+        cgroup.apply({"network": {"classID": 7}})
+    found = [directory for _, directory in cgroup.directories()]
+    assert found == [f"{tmp_path}/memory/one", f"{tmp_path}/net_cls/one"]
+    assert Cgroup(layout, "/one").directories() == cgroup.directories(), "whoever comes later finds it too"
+    assert Cgroup(layout, "/two").directories() == Cgroup(layout, "/two").directories()[:1]

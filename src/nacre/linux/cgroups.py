@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cgroup", "CgroupBusy", "CgroupMissing", "Hierarchy", "Layout", "LimitRefused", "discover", "missing"]
 
-# Joined always; other v1 hierarchies (perf_event, net_cls, rdma …) only when a limit asks for them.
+# Joined always; other v1 hierarchies (perf_event, net_cls, rdma …) when a limit has made the cgroup there.
 _USED = frozenset({"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb"})
 _V2_WANTED = ("cpuset", "cpu", "io", "memory", "pids", "hugetlb")
 _DELEGATED = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")  # where the kernel does not say
@@ -42,9 +42,12 @@ class Cgroup:
         self.path = "/" + os.path.normpath("/" + path).strip("/")
         systemd = os.path.isdir("/run/systemd/system")
         self._directories: list[tuple[Hierarchy, str]] = [
-            (hierarchy, layout.directory(hierarchy, self.path))
-            for hierarchy in layout.hierarchies
-            if hierarchy.version == 2 or hierarchy.controllers & _USED or (hierarchy.name == "systemd" and systemd)
+            (hierarchy, directory)
+            for hierarchy, directory in ((one, layout.directory(one, self.path)) for one in layout.hierarchies)
+            if hierarchy.version == 2
+            or hierarchy.controllers & _USED
+            or (hierarchy.name == "systemd" and systemd)
+            or (self.path != "/" and os.path.isdir(directory))
         ]
         self._made: list[str] = []
 
@@ -215,6 +218,8 @@ class Cgroup:
             directory = self.layout.directory(hierarchy, self.path)
             if not os.path.isdir(directory):
                 self._make(hierarchy, directory)
+                if (hierarchy, directory) not in self._directories:
+                    self._directories.append((hierarchy, directory))
             if not files.set_limit(directory, write):
                 left.append(write.told)
         if resources.get("devices") is not None:
