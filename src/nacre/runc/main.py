@@ -261,10 +261,10 @@ def _run(call: _Call) -> int:
 
 
 def _exec(call: _Call) -> int:
-    from nacre.runc import foreground
+    from nacre.runc import exec_process, foreground
 
     chosen = call.options
-    tree = _process(call)
+    tree = exec_process.build(call.root, call.id, chosen, call.plain[1:])
     with foreground.signals() as pending:
         launch = runc.execute(
             call.root,
@@ -281,61 +281,6 @@ def _exec(call: _Call) -> int:
         _send_pidfd(call, launch.pid, "setns")
         _write_pid(chosen.get("pid-file"), launch.pid)
         return 0 if chosen.get("detach") else foreground.attend(launch.pid, launch.console, pending)
-
-
-def _process(call: _Call) -> dict[str, Any]:
-    """The OCI process of `exec`: from --process, or the container's own with what the options change."""
-    from nacre.oci.spec import parse
-
-    chosen = call.options
-    if "process" in chosen:
-        with open(chosen["process"], "rb") as file:
-            return dict(parse(file.read(), f"read {chosen['process']}"))
-    record = store.read(call.root, call.id)
-    tree: dict[str, Any] = store.kept_process(record)
-    command = call.plain[2:] if call.plain[1:2] == ["--"] else call.plain[1:]
-    if not command:
-        raise Invalid(what=f"execute in container {call.id}", cause="there is no command after the id")
-    tree |= {"args": command, "terminal": chosen.get("tty", False), "env": [*tree.get("env", ()), *chosen.get("env", ())]}
-    if "cwd" in chosen:
-        tree["cwd"] = chosen["cwd"]
-    if chosen.get("no-new-privs"):
-        tree["noNewPrivileges"] = True
-    if "apparmor" in chosen:
-        tree["apparmorProfile"] = chosen["apparmor"]
-    if "process-label" in chosen:
-        tree["selinuxLabel"] = chosen["process-label"]
-    user = dict(tree.get("user", {}))
-    if "user" in chosen:
-        user |= _numeric_user(chosen["user"])
-    if "additional-gids" in chosen:
-        user["additionalGids"] = [
-            *user.get("additionalGids", ()),
-            *(_number(word, "--additional-gids") for word in chosen["additional-gids"]),
-        ]
-    capabilities = {kind: list(names) for kind, names in tree.get("capabilities", {}).items()}
-    kinds = ["bounding", "effective", "permitted"]  # never inheritable: CVE-2022-29162
-    if capabilities.get("inheritable"):
-        kinds.append("ambient")  # what is inheritable already may be kept by a program without capabilities of its own
-    for name in chosen.get("cap", ()):
-        for kind in kinds:
-            capabilities.setdefault(kind, []).append(name)
-    return tree | {"user": user, "capabilities": capabilities}
-
-
-def _numeric_user(text: str) -> dict[str, int]:
-    uid, _, gid = text.partition(":")
-    return {"uid": _number(uid, "--user")} | ({"gid": _number(gid, "--user")} if gid else {})
-
-
-def _number(word: str, option: str) -> int:
-    if not word.isdecimal():
-        raise Invalid(
-            what="read the options",
-            cause=f"{option} is {word!r}, not a number",
-            remedy="a runtime takes ids, engines look up names",
-        )
-    return int(word)
 
 
 def _start(call: _Call) -> int:
