@@ -80,6 +80,7 @@ def answered(filter_: dict[str, Any], call: int) -> int:
     pid = os.fork()
     if pid == 0:
         process.set_no_new_privileges()
+        ctypes.set_errno(0)
         load()
         raw(ctypes.c_long(call), ctypes.c_long(-1))
         os._exit(ctypes.get_errno())

@@ -86,9 +86,9 @@ class Place:
         (self.bundle / "config.json").write_text(json.dumps(config))
         launch = runc.create(str(self.base / "runc"), name, str(self.bundle), stdio=(None, None, None), layout=self.layout)
         self.pids[name] = launch.pid
-        if launch.console is not None:
-            os.close(launch.console)
         runc.start(str(self.base / "runc"), name)
+        if launch.console is not None:
+            os.close(launch.console)  # not before: a terminal that hangs up ends a container that was not started
         return launch.pid
 
     def ahead(self, name: str, config: dict[str, Any], *, stdio: Any = (None, None, None)) -> int:
@@ -98,9 +98,9 @@ class Place:
         self.waiting.remove(made)
         launch = made.create(str(self.base / "runc"), name, str(self.bundle), rest, stdio=stdio)
         self.pids[name] = launch.pid
+        made.start()
         if launch.console is not None:
             os.close(launch.console)
-        made.start()
         return launch.pid
 
     def delete(self, name: str) -> None:

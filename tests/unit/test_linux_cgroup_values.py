@@ -171,3 +171,9 @@ def test_what_v2_has_no_file_for_is_a_write_that_tells() -> None:
     told = {write.told for write in cgroup_values.v2({"memory": memory, "blockIO": {"leafWeight": 10}})}
     assert told == {"memory.kernel", "memory.kernelTCP", "memory.swappiness", "memory.disableOOMKiller", "blockIO.leafWeight"}
     assert cgroup_values.v2({"memory": {"disableOOMKiller": False}}) == []
+
+
+@pytest.mark.parametrize("translate", [cgroup_values.v1, cgroup_values.v2])
+def test_memory_and_swap_together_cannot_be_less_than_memory(translate: Any) -> None:
+    with pytest.raises(Invalid, match="it counts both"):
+        translate({"memory": {"limit": 64, "swap": 32}})

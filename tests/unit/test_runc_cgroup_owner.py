@@ -15,6 +15,7 @@ from nacre.runc import plan, templates
 def document(*options: str, uid: int = 7) -> dict[str, Any]:
     made = templates.spec(rootless=False)
     made["process"]["user"]["uid"] = uid
+    made["linux"]["namespaces"] = [{"type": "mount"}, {"type": "cgroup"}]
     (shown,) = (mount for mount in made["mounts"] if mount["type"] == "cgroup")
     shown["options"] = list(options)
     return made

@@ -117,9 +117,15 @@ def unified(values: dict[str, str]) -> list[Write]:
     return writes
 
 
+def _check_swap(limit: int, swap: int) -> None:
+    if 0 < swap < limit:
+        raise Invalid(what="read linux.resources", cause=f"memory.swap {swap} is below memory.limit {limit}: it counts both")
+
+
 def _v1_memory(memory: Resources) -> list[Write]:
     writes: list[Write] = []
     limit, swap = memory.get("limit"), memory.get("swap")
+    _check_swap(limit or 0, swap or 0)
     if limit:
         writes.append(Write("memory", ("memory.limit_in_bytes",), _limit(limit, "-1")))
         if limit < 0 and not swap:
@@ -144,10 +150,7 @@ def _v2_memory(memory: Resources) -> list[Write]:
     limit, swap = memory.get("limit"), memory.get("swap")
     if swap:
         if swap > 0 and limit and limit > 0:
-            if swap < limit:
-                raise Invalid(
-                    what="read linux.resources", cause=f"memory.swap {swap} is below memory.limit {limit}: it counts both"
-                )
+            _check_swap(limit, swap)
             writes.append(Write("memory", ("memory.swap.max",), str(swap - limit), optional=swap == limit))
         elif swap > 0:
             raise Invalid(

@@ -39,7 +39,7 @@ _ACTIONS = {
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
-_LETS_PASS = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
+_LETS_PASS = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_NOTIFY"})  # or may, if asked
 _X32_BIT = 1 << 30
 _WITH_DATA = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
 _ARCHITECTURES = {
@@ -146,7 +146,7 @@ def version() -> str:
 
 def key(profile: Mapping[str, Any]) -> str:
     """What names the compiled form: the profile's content, the machine, the version of this code's rules."""
-    return str(blake2b(f"3 {machine()} {_ordered(profile)!r}".encode(), digest_size=16).hexdigest())
+    return str(blake2b(f"4 {machine()} {_ordered(profile)!r}".encode(), digest_size=16).hexdigest())
 
 
 def _ordered(tree: Any) -> Any:
