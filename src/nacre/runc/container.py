@@ -169,7 +169,7 @@ def make_cgroup(cgroup: cgroups.Cgroup | None, spec: Mapping[str, Any], undo: Ex
     cgroup.create()
     left_out = cgroup.apply(spec.get("linux", {}).get("resources", {}))
     owner = plan.cgroup_owner(spec)
-    if owner is not None and owner != os.geteuid() == 0:
+    if owner and os.geteuid() == 0:
         cgroup.give(owner)
     return left_out
 
