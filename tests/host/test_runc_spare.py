@@ -16,7 +16,8 @@ import pytest
 from runc_support import fill
 
 from nacre import runc
-from nacre.linux import cgroups
+from nacre.linux import cgroups, mounts
+from nacre.linux.mounts import MountFlag, UnmountFlag
 from nacre.oci import stock
 from nacre.oci.errors import Failure
 from nacre.runc import spare
@@ -24,7 +25,7 @@ from nacre.runc.failures import CommandNotFound
 from nacre.runc.spare import Spare
 
 STOCK = spare.Stock(mounts=stock.mounts(), masked=list(stock.MASKED), readonly=list(stock.READONLY), devices=stock.device_rules())
-PARENT = "/nacre-test-spare"
+PARENT = f"/nacre-test-spare-{os.getpid()}"
 SLEEP = ["/bin/sleep", "1000"]
 OWN = (
     "State",
@@ -196,6 +197,18 @@ def test_its_program_runs_where_the_document_says_and_sees_its_mounts(place: Pla
     with open(read) as said:
         assert said.read().splitlines() == ["/root", "127.0.0.1 localhost", "1"]
     assert (place.base / "data/new").read_text() == "x\n"
+
+
+def test_what_it_is_given_is_no_peer_of_the_hosts_mounts(place: Place) -> None:
+    """Under systemd all mounts are shared: a container's mount would come to the host, and its root could not be entered."""
+    shared = str(place.base)
+    mounts.mount(shared, shared, None, MountFlag.BIND)
+    mounts.mount(None, shared, None, MountFlag.SHARED)
+    try:
+        pid = place.ahead("ahead", place.document())
+        assert " shared:" not in Path(f"/proc/{pid}/mountinfo").read_text()
+    finally:
+        mounts.umount2(shared, UnmountFlag.DETACH)
 
 
 def test_two_of_them_share_nothing_that_two_containers_do_not(place: Place) -> None:

@@ -19,6 +19,7 @@ from nacre.linux import capabilities, cgroups, mounts, paths, process, seccomp
 from nacre.linux import sockets as socket
 from nacre.linux.contexts import ExitStack
 from nacre.linux.libc import owned
+from nacre.linux.mounts import MountFlag
 from nacre.linux.namespaces import Clone
 from nacre.oci import spec as oci_spec
 from nacre.oci import state as store
@@ -275,6 +276,7 @@ class Spare:
             for source, recursive in [(record.rootfs, True), *map(_source, spec.get("mounts", ()))]:
                 trees.append(mounts.bind_tree(os.path.join(record.bundle, source), recursive=recursive))
                 held.callback(os.close, trees[-1])
+                mounts.mount_setattr(trees[-1], propagation=MountFlag.SLAVE, recursive=True)  # as a bind from within would be
             message = {
                 "spec": spec,
                 "container": record.id,
