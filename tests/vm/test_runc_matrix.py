@@ -29,7 +29,7 @@ def suite(layout: str, *names: str) -> str:
     return f"{driver}cd {REPOSITORY}\nexport NACRE_TEST_CALL_S=300\npython -m pytest {options} {files}\n"
 
 
-def tested(layout: str, workdir: Path, *names: str) -> Outcome:
+def went_through(layout: str, workdir: Path, *names: str) -> Outcome:
     """On one processor: under emulation a second one waits for the first more than it works."""
     return run(suite(layout, *names), layout, [], workdir, timeout_s=14_400, memory_mib=2048, processors=1)
 
@@ -70,11 +70,11 @@ def test_systemd_is_spoken_to_over_the_bus_where_its_own_socket_is_not_there(tmp
 @pytest.mark.parametrize("layout", ["v2", "systemd"])
 def test_all_of_the_runtimes_tests_pass_on_cgroup_layout(layout: str, tmp_path: Path) -> None:
     """The most of an hour each under emulation."""
-    passed(tested(layout, tmp_path, WHOLE), 350)
+    passed(went_through(layout, tmp_path, WHOLE), 350)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["v1", "hybrid", "systemd-v1"])
 def test_the_runtimes_tests_of_cgroups_and_commands_pass_on_cgroup_layout(layout: str, tmp_path: Path) -> None:
     """Beyond them the kernel and its mounts are those of `v2` and `systemd`, where the rest is tried."""
-    passed(tested(layout, tmp_path, *ABOUT_CGROUPS), 100)
+    passed(went_through(layout, tmp_path, *ABOUT_CGROUPS), 100)
