@@ -283,12 +283,12 @@ class _Remover:
     def __init__(self, group: int) -> None:
         self._group = group  # of links: the kernel deletes a whole group at once
         self._lock = threading.Lock()
-        self._waiting: dict[str, Callable[[], None]] = {}
+        self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._thread: threading.Thread | None = None
 
     def add(self, name: str, then: Callable[[], None]) -> None:
         with self._lock:
-            self._waiting[name] = then
+            self._waiting.setdefault(name, []).append(then)  # a second asker does not take the first one's word away
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nacre-links")
                 self._thread.start()
@@ -310,8 +310,9 @@ class _Remover:
                     return
             try:
                 self._delete(list(batch))
-                for then in batch.values():
-                    then()
+                for callbacks in batch.values():
+                    for then in callbacks:
+                        then()
             except OSError as error:  # their addresses stay leased; `collect` tries again
                 _log.warning("links %s cannot be deleted: %s", ", ".join(batch), error)
 
