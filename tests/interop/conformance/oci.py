@@ -74,12 +74,16 @@ def _found(name: str) -> Path:
     return Path(path)
 
 
+def built_place(suite: str, checkout: Path) -> Path:
+    """Where what is built of the checkout's commit is kept."""
+    command = ["git", "-C", checkout, "rev-parse", "HEAD"]
+    commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return CACHE / f"{suite}-{commit[:12]}"
+
+
 def build(checkout: Path) -> list[Path]:
     """The validation programs, built once a commit; runtimetest beside them."""
-    commit = subprocess.run(
-        ["git", "-C", checkout, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    target = CACHE / f"oci-{commit[:12]}"
+    target = built_place("oci", checkout)
     if not target.is_dir():
         making = target.with_suffix(".making")
         shutil.rmtree(making, ignore_errors=True)

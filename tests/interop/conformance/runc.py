@@ -22,7 +22,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from oci import CACHE, REPOSITORY, go
+from oci import CACHE, REPOSITORY, built_place, go
 
 PEERS = REPOSITORY / ".cache/peers"
 LIBRARIES = PEERS / f"usr/lib/{os.uname().machine}-linux-gnu"
@@ -55,10 +55,7 @@ def main() -> None:
 
 def built(checkout: Path) -> Path:
     """A clone with runc, its helper programs and the images, made once a commit."""
-    commit = subprocess.run(
-        ["git", "-C", checkout, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    target = CACHE / f"runc-{commit[:12]}"
+    target = built_place("runc", checkout)
     if not target.is_dir():
         making = target.with_suffix(".making")
         shutil.rmtree(making, ignore_errors=True)
