@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -158,12 +159,13 @@ def by_command(directory: Path) -> None:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.dump_traceback_later(150, exit=True)  # a hang says where, before the machine's time is up
     process.set_child_subreaper()
-    print("LAYOUT", LAYOUT.mode, "systemd" if SYSTEMD else "cgroupfs", flush=True)
+    print("LAYOUT", LAYOUT.mode, "systemd" if SYSTEMD else "cgroupfs")
     for act in (felt_and_seen, out_of_memory, by_command):
         with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
             act(Path(directory))
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":
