@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from runc_support import Bundle, environment, leftovers, made
+from test_runc_seccomp import profile, rule
 
 from nacre.linux.namespaces import identity
 
@@ -151,6 +152,39 @@ def test_a_failing_start_container_hook_fails_the_start_and_ends_the_container(b
     assert not (bundle.rootfs / "ran").exists()
     assert bundle.state()["status"] == "stopped"
     bundle.ok("delete", bundle.name)
+
+
+OWN = "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/self/status; umask; pwd; ulimit -n; for one in /proc/self/ns/*; do readlink $one; done"
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+def test_a_start_container_hook_is_what_the_containers_process_is(bundle: Bundle, uid: int, no_new_privileges: bool) -> None:
+    """It is a program of the image's: with the runtime's rights it would be the host's root."""
+    bundle.process |= {"user": {"uid": uid, "gid": uid, "additionalGids": [7], "umask": 0o27}, "cwd": "/tmp"}
+    bundle.process |= {"noNewPrivileges": no_new_privileges, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 99}]}
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_ERRNO", "mkdir", "mkdirat"))
+    bundle.config["hooks"] = {"startContainer": [hook(f"({OWN}) >/mnt/hook")]}
+    (bundle.rootfs / "mnt").chmod(0o777)
+    ours = bundle.says(OWN)
+    assert (bundle.rootfs / "mnt" / "hook").read_text() == ours and f"{uid}\t{uid}" in ours and "Seccomp:\t2" in ours
+
+
+def test_a_start_container_hook_is_held_by_the_filter_and_a_filter_need_not_allow_what_running_it_takes(bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_KILL_PROCESS", "mkdir", "mkdirat"))
+    bundle.config["hooks"] = {"startContainer": [{"path": "/bin/mkdir", "args": ["mkdir", "/tmp/x"]}]}
+    assert "run the startContainer hook /bin/mkdir: it was killed by SIGSYS" in bundle.refuses("true")
+    waiting = ("clone", "clone3", "fork", "vfork", "wait4", "waitid", "memfd_create", "poll", "pidfd_open", "openat", "open")
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_KILL_PROCESS", *waiting))
+    bundle.config["hooks"] = {"startContainer": [{"path": "/bin/true", "timeout": 9}]}
+    assert bundle.args("echo", "alive").run().stdout == "alive\n"
+
+
+@pytest.mark.parametrize("path", ["/no/such/hook", "/etc/passwd"])
+def test_a_start_container_hook_that_cannot_be_executed_is_named(bundle: Bundle, path: str) -> None:
+    bundle.config["hooks"] = {"startContainer": [{"path": path}]}
+    bundle.script("touch /ran")
+    assert f"run the startContainer hook {path}: execve(2) {path}: " in bundle.refuses() and not (bundle.rootfs / "ran").exists()
 
 
 @pytest.mark.parametrize("point", ["poststart", "poststop"])

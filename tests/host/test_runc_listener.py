@@ -119,6 +119,18 @@ def test_each_exec_has_a_listener_of_its_own_and_the_calls_may_go_on(bundle: Bun
     assert second["pid"] != first["pid"] == second["state"]["pid"] and second["state"]["status"] == "running"
 
 
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_start_container_hook_is_answered_by_the_programs_agent(bundle: Bundle, tmp_path: Path, uid: int) -> None:
+    with_user_namespace(bundle)
+    bundle.process["user"] = {"uid": uid, "gid": uid}
+    bundle.linux["seccomp"] = asking(tmp_path / "agent", "mkdir", "mkdirat")
+    told = "mkdir /tmp/x 2>&1 | grep 'Too many links'"
+    bundle.config["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", told]}]}
+    with Agent(tmp_path / "agent", error=errno.EMLINK) as agent:
+        assert "Too many links" in bundle.says(told)
+    assert len(agent.states) == 1
+
+
 def test_every_call_may_be_asked_about_even_the_runtimes_own(bundle: Bundle, tmp_path: Path) -> None:
     """What hands the listener over makes no system call under the filter: it would wait for an answer for ever."""
     bundle.linux["seccomp"] = asking(tmp_path / "agent", "mkdir") | {"defaultAction": "SCMP_ACT_NOTIFY"}

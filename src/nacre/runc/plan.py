@@ -16,6 +16,7 @@ from nacre.oci.errors import Invalid, Unsupported
 from nacre.oci.values import Value
 from nacre.runc import process_steps as ps
 from nacre.runc import steps as fs
+from nacre.runc.hooks import RunCreateHooks, RunStartHooks
 from nacre.runc.mount_options import Options
 from nacre.runc.mount_options import parse as parse_options
 from nacre.runc.mount_options import propagation as parse_propagation
@@ -148,7 +149,7 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     if host.tty:
         size = spec.get("process", {}).get("consoleSize", {})
         steps.append(ps.OpenConsole(size.get("width", 0), size.get("height", 0), show=own_dev, bare_newlines=host.bare_newlines))
-    steps += _inside_hooks(spec, "createContainer", state)
+    steps += _create_hooks(spec, state)
     steps += _finish_root(spec, host)
     if host.seek_program:
         process = spec["process"]
@@ -271,24 +272,25 @@ def _devices(devices: Sequence[Tree], *, nodes: bool) -> list[fs.Step]:
     return list(wanted.values())
 
 
-def _inside_hooks(spec: Tree, point: str, state: Tree) -> list[fs.Step]:
-    found = spec.get("hooks", {}).get(point, ())
-    if not found:
-        return []
-    step = ps.RunHooks(point, tuple(found), state)
-    if point == "startContainer":  # programs of the container's; one of the host's is not to see the container's LD_PRELOAD
-        process = spec["process"]
-        step = step.but(environment=tuple(process.get("env", ())), uid=process.get("user", {}).get("uid", 0))
-    return [step]
+def _create_hooks(spec: Tree, state: Tree) -> list[fs.Step]:
+    found = spec.get("hooks", {}).get("createContainer", ())
+    return [RunCreateHooks(tuple(found), state)] if found else []
 
 
 def start_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     """From "start" to execve, for the container's own process."""
-    steps = _inside_hooks(spec, "startContainer", state)
-    if host.late_cgroups:
-        _, new = namespaces_of(spec)
-        steps.append(ps.EnterCgroups("cgroup" in new))
-    return (*steps, *process_steps(spec["process"], host))
+    _, new = namespaces_of(spec)
+    entered: list[fs.Step] = [ps.EnterCgroups("cgroup" in new)] if host.late_cgroups else []
+    *steps, execute = process_steps(spec["process"], host)
+    hooks = spec.get("hooks", {}).get("startContainer", ())
+    if not hooks or not isinstance(execute, ps.Execute):
+        return (*entered, *steps, execute)
+    confinement = execute.confinement
+    if confinement.offer is not None:
+        steps.append(ps.Confine(confinement))
+        confinement = ps.Confinement(no_new_privileges=confinement.no_new_privileges)
+    run = RunStartHooks(tuple(hooks), state, execute.environment, confinement)
+    return (*entered, *steps, run, execute.but(confinement=confinement))
 
 
 def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
@@ -310,13 +312,12 @@ def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
     steps.append(ps.ChangeUser(user.get("uid", 0), user.get("gid", 0), groups, user.get("umask", 0o022), process["cwd"]))
     keep_admin = bool(host.filter) and not no_new_privileges
     steps.append(ps.SetCapabilities(masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"], keep_admin))
-    arguments, environment = tuple(process["args"]), tuple(process.get("env", ()))
-    execute = ps.Execute(arguments, environment, no_new_privileges, host.filter, host.filter_flags, host.preserve)
+    confinement = ps.Confinement(no_new_privileges=no_new_privileges, filter=host.filter, filter_flags=host.filter_flags)
     if host.filter_flags & NEW_LISTENER:
         from nacre.runc.listener import Offer, OpenOffer
 
-        execute = execute.but(offer=OpenOffer if host.alone else Offer)
-    return (*steps, execute)
+        confinement = confinement.but(offer=OpenOffer if host.alone else Offer)
+    return (*steps, ps.Execute(tuple(process["args"]), tuple(process.get("env", ())), host.preserve, confinement))
 
 
 def _limits(process: Tree) -> tuple[tuple[str, int, int], ...]:

@@ -14,14 +14,13 @@ from nacre.linux.libc import SyscallError, owned, syscall
 from nacre.linux.namespaces import Clone
 from nacre.oci.errors import Failure
 from nacre.oci.values import Value
-from nacre.runc import hooks
 from nacre.runc.programs import complete, find_program, first_bytes, home_of, not_executable, search_path
 from nacre.runc.steps import PLAIN, Context
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
     from nacre.runc.listener import Offer
 
@@ -129,30 +128,6 @@ class NewKeyring(Value, kw_only=False):
             with owned(os.open("/proc/self/attr/keycreate", os.O_WRONLY | os.O_CLOEXEC)) as fd:
                 os.write(fd, self.label.encode())  # until execve(2)
         process.join_session_keyring(self.name)
-
-
-class RunHooks(Value, kw_only=False):
-    """createContainer and startContainer, which run inside; their state says what the host would.
-
-    The first ones begin in the container's root, which they cannot know by a name of their own; the others in a container that is whole.
-    """
-
-    point: str
-    hooks: tuple[Mapping[str, Any], ...]
-    state: Mapping[str, Any]
-    environment: tuple[str, ...] | None = None  # of those that name none, as the container's program has it; None: ours
-    uid: int = 0  # of that program
-
-    def describe(self) -> str:
-        return f"run the {self.point} hooks"
-
-    def run(self, context: Context) -> None:
-        if self.point == "createContainer":
-            os.fchdir(context.root)
-        for hook in self.hooks:
-            if self.environment is not None:
-                hook = {"env": complete(self.environment, home_of(context.root, self.uid)), **hook}
-            hooks.run(self.point, hook, {**self.state, "pid": context.host_pid})
 
 
 class OpenConsole(Value, kw_only=False):
@@ -438,16 +413,55 @@ class SetCapabilities(Value, kw_only=False):
             )
 
 
+class Confinement(Value):
+    """What binds whatever is executed in the container: the filter, and no new privileges."""
+
+    no_new_privileges: bool
+    filter: bytes = b""
+    filter_flags: int = 0
+    offer: Callable[[int], Offer] | None = None  # what brings the filter's listener out (runc.listener)
+
+    def execute(self, channel: int, execution: process.Execution) -> NoReturn:
+        """After the filter is loaded there is nothing but execve(2). Raises SyscallError for that, Failure for the filter."""
+        kept = self.load(channel)
+        execution.run()
+        raise AssertionError(f"execve(2) came back, {kept}")
+
+    def load(self, channel: int) -> object:
+        """Answers what is to be kept until execve(2): letting go of it makes system calls."""
+        if self.no_new_privileges:
+            process.set_no_new_privileges()
+        load = seccomp.loader(self.filter, self.filter_flags) if self.filter else None
+        offer = self.offer(channel) if self.offer else None
+        try:
+            answer = load() if load is not None else 0
+        except SyscallError as error:
+            raise seccomp.explain(error) from error
+        if offer is not None:
+            offer.hand_over(answer)
+        return offer
+
+
+class Confine(Value, kw_only=False):
+    """A filter with a listener is loaded once, before the startContainer hooks: there is one agent to answer for all under it."""
+
+    confinement: Confinement
+
+    def describe(self) -> str:
+        return "load the seccomp filter"
+
+    def run(self, context: Context) -> None:
+        self.confinement.load(context.channel)
+        process.set_dumpable(enabled=False)  # the hooks are not to look into this process, whatever its parent had to
+
+
 class Execute(Value, kw_only=False):
-    """The program takes over. After the filter is loaded there is nothing but execve(2), and a word to the parent if that fails."""
+    """The program takes over; a word to the parent if it does not."""
 
     arguments: tuple[str, ...]
     environment: tuple[str, ...]
-    no_new_privileges: bool
-    filter: bytes
-    filter_flags: int
     keep_descriptors: int  # 3 … 3+N-1 stay open
-    offer: Callable[[int], Offer] | None = None  # what brings the filter's listener out (runc.listener)
+    confinement: Confinement
 
     def describe(self) -> str:
         return f"execute {self.arguments[0]!r}"
@@ -458,18 +472,11 @@ class Execute(Value, kw_only=False):
         head = first_bytes(program)
         execution = process.Execution(program, self.arguments, environment)
         process.close_range(3 + self.keep_descriptors, cloexec=True)
-        if self.no_new_privileges:
-            process.set_no_new_privileges()
-        load = seccomp.loader(self.filter, self.filter_flags) if self.filter else None
-        offer = self.offer(context.channel) if self.offer else None
         try:
-            answer = load() if load is not None else 0
-            if offer is not None:
-                offer.hand_over(answer)
-            execution.run()
+            self.confinement.execute(context.channel, execution)
         except SyscallError as error:
             if error.call != "execve":
-                raise seccomp.explain(error) from error
+                raise
             raise not_executable(self.describe(), program, error, head) from error
 
 
