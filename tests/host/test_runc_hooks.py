@@ -154,7 +154,8 @@ def test_a_failing_start_container_hook_fails_the_start_and_ends_the_container(b
     bundle.ok("delete", bundle.name)
 
 
-OWN = "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/self/status; umask; pwd; ulimit -n; for one in /proc/self/ns/*; do readlink $one; done"
+OWN = """grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/self/status; umask; pwd; ulimit -n
+for one in /proc/self/ns/*; do readlink $one; done"""
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
