@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from runc_support import Bundle, made
 
-from nacre.linux import process, seccomp
+from nacre.linux import process, seccomp, seccomp_compiler
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_calls_that_nobody_knows_are_left_out(bundle: Bundle) -> None:
 
 def answered(filter_: dict[str, Any], call: int) -> int:
     """The errno of a system call under the profile's filter, in a process of its own."""
-    load = seccomp.loader(seccomp.compile_profile(filter_), 0)
+    load = seccomp.loader(seccomp_compiler.compile_profile(filter_), 0)
     raw = ctypes.CDLL(None, use_errno=True)["syscall"]
     pid = os.fork()
     if pid == 0:

@@ -139,7 +139,7 @@ def test_the_zygote_loads_neither_openssl_nor_what_it_forks_for_every_pod_in_vai
 
 
 def test_a_short_command_of_the_runtime_loads_little() -> None:
-    code = "import nacre.runtimes, nacre.runc.main, nacre.runc.life, nacre.runc.options, nacre.linux.cgroups, _socket\n"
+    code = "import nacre.runtimes, nacre.runc.main, nacre.runc.tending, nacre.runc.life, nacre.linux.cgroups, _socket\n"
     code += "nacre.runc.options.signal_number('TERM')"
     loaded = loaded_by(code)
     assert not loaded & {"dataclasses", "inspect", "typing", "ctypes", "socket", "signal", "argparse"}
@@ -147,7 +147,7 @@ def test_a_short_command_of_the_runtime_loads_little() -> None:
 
 
 def test_what_makes_containers_loads_no_enumerations() -> None:
-    loaded = loaded_by("import nacre.runtimes, nacre.runc.main, nacre.runc.foreground; nacre.runc.load()")
+    loaded = loaded_by("import nacre.runtimes, nacre.runc.main, nacre.runc.launching, nacre.runc.foreground; nacre.runc.load()")
     assert not loaded & {"json", "re", "enum", "signal", "socket", "selectors", "dataclasses", "typing", "subprocess"}
     assert not loaded & {"contextlib", "functools", "collections", "ctypes"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from nacre.linux import capabilities, cgroup_layout, seccomp
+from nacre.linux import capabilities, cgroup_layout, seccomp, seccomp_compiler
 from nacre.oci import spec as oci_spec
 
 _MOUNTS = (
@@ -69,7 +69,7 @@ def spec(*, rootless: bool) -> dict[str, Any]:
 
 def _remarks() -> dict[str, str]:
     """By the names that engines know from other runtimes."""
-    library = seccomp.version()
+    library = seccomp_compiler.version()
     return {"org.opencontainers.runc.checkpoint.enabled": "true"} | (
         {"io.github.seccomp.libseccomp.version": library} if library else {}
     )
@@ -89,10 +89,10 @@ def features() -> dict[str, Any]:
             "capabilities": list(capabilities.NAMES),
             "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
-                "enabled": seccomp.available(),
-                "actions": seccomp.known_actions(),
-                "operators": seccomp.known_operators(),
-                "archs": seccomp.known_architectures(),
+                "enabled": seccomp_compiler.available(),
+                "actions": seccomp_compiler.known_actions(),
+                "operators": seccomp_compiler.known_operators(),
+                "archs": seccomp_compiler.known_architectures(),
                 "knownFlags": sorted(seccomp.FLAGS),
                 "supportedFlags": sorted(seccomp.FLAGS),
             },

@@ -148,9 +148,9 @@ def in_child(work: Callable[[], dict[str, str]]) -> dict[str, str]:
 
 def seccomp(_config: Config) -> Iterator[Finding]:
     """libseccomp, through which the pods' filters are compiled."""
-    from nacre.linux import seccomp as filters
+    from nacre.linux import seccomp_compiler
 
-    if filters.available():
+    if seccomp_compiler.available():
         yield Finding("seccomp", Verdict.OK, "libseccomp can be loaded")
     else:
         yield Finding("seccomp", Verdict.BAD, "libseccomp cannot be loaded", (), "apt-get install libseccomp2")
