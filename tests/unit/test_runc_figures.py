@@ -74,3 +74,19 @@ def test_a_group_that_is_gone_has_no_figures(tmp_path: Path) -> None:
     cgroup = group(tmp_path, 2, {}, "cpu", "cpuset", "memory", "io", "pids", "hugetlb")
     (tmp_path / "x").rmdir()
     assert figures(cgroup)["hugetlb"] == {} and figures(cgroup)["pids"] == {}
+
+
+def test_a_scope_that_is_gone_is_told_what_came_to_its_slice_since_it_was_asked(tmp_path: Path) -> None:
+    """systemd takes a scope away with its last process; in the slice others were killed before."""
+    scope = tmp_path / "pod.slice/one.scope"
+    scope.mkdir(parents=True)
+    (scope / "memory.events").write_text("oom_kill 1\n")
+    (scope.parent / "memory.events").write_text("oom_kill 7\n")
+    layout = Layout(hierarchies=(Hierarchy(mount=str(tmp_path), version=2, controllers=frozenset({"memory"})),))
+    cgroup = Cgroup(layout, "/pod.slice/one.scope")
+    assert cgroup.oom_kills() == 1
+    (scope / "memory.events").unlink()
+    scope.rmdir()
+    assert cgroup.oom_kills() == 1, "those of the slice's other containers"
+    (scope.parent / "memory.events").write_text("oom_kill 8\n")
+    assert cgroup.oom_kills() == 2

@@ -209,6 +209,7 @@ class ScopeCgroup(Cgroup):
         super().create(limits=limits)
         if self.layout.mode != "v2":
             self.join(self._placeholder.pid)  # at the slice's next change systemd trims what is empty and not its own
+        self.oom_kills()  # so that its own can be told from the slice's once it is gone
 
     def apply(self, resources: dict[str, Any]) -> list[str]:
         if self.by_request:  # who may make no device meets those that he is given: there is nothing to forbid

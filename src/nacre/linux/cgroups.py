@@ -50,6 +50,7 @@ class Cgroup:
             or (self.path != "/" and os.path.isdir(directory))
         ]
         self._made: list[str] = []
+        self._killed_beside = 0
 
     def directories(self) -> list[tuple[Hierarchy, str]]:
         """Each hierarchy that counts, and the cgroup's directory there."""
@@ -494,15 +495,25 @@ class Cgroup:
         result["memory_limit_bytes"] = 0 if bound >= files.UNLIMITED else bound
 
     def oom_kills(self) -> int:
-        """How many processes the kernel has killed here for want of memory, ever; compare before and after."""
+        """How many processes the kernel has killed here for want of memory, ever; compare before and after.
+
+        systemd takes a scope away with its last process. The slice around has counted too: whoever asked while the scope was there is
+        told what has come to it since.
+        """
         hierarchy = self.layout.find("memory")
         if hierarchy is None:
             return 0
-        name = "memory.events" if hierarchy.version == 2 else "memory.oom_control"
         directory = self.layout.directory(hierarchy, self.path)
-        if hierarchy.version == 2 and self.path.endswith(".scope") and not os.path.isdir(directory):
-            directory = os.path.dirname(directory)  # systemd took it away with its last process: the pod's slice has counted too
-        return files.table(files.read(directory, name)).get("oom_kill", 0)
+        if hierarchy.version == 1:
+            return files.table(files.read(directory, "memory.oom_control")).get("oom_kill", 0)
+        own = files.table(files.read(directory, "memory.events")).get("oom_kill")
+        if not self.path.endswith(".scope"):
+            return own or 0
+        around = files.table(files.read(os.path.dirname(directory), "memory.events")).get("oom_kill", 0)
+        if own is None:
+            return around - self._killed_beside
+        self._killed_beside = around - own
+        return own
 
     def _best(self, *controllers: str) -> str | None:
         """The directory of the first hierarchy that exists: unified, else one of `controllers`, else any."""

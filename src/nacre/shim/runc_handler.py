@@ -112,6 +112,7 @@ class RuncHandler:
             pid, group, console = self._create(container, bundle, stdio)
             undo.pop_all()
         self._groups[container] = Cgroup(self._layout, group)
+        self._groups[container].oom_kills()  # so that its own can be told from its siblings' once systemd took it away
         self._own(container, "", pid)
         return console
 
