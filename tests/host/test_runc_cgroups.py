@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runc_support import SYSTEMD, Bundle, leftovers, made, with_user_namespace
+import test_runc_namespaces
+from runc_support import CGROUP_PARENT, SYSTEMD, Bundle, leftovers, made, with_user_namespace
+from test_runc_namespaces import Ordinary
 
 from nacre.linux import cgroups
 
 MIB = 1 << 20
+ordinary = test_runc_namespaces.ordinary
 
 
 @pytest.fixture
@@ -240,6 +245,27 @@ def test_a_huge_page_limit_reaches_the_kernel(bundle: Bundle) -> None:
     assert read(bundle, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max") == str(4 * MIB)
 
 
+def test_a_controller_that_is_kept_from_a_user_is_named_with_its_keeper(ordinary: Ordinary) -> None:
+    """A group that is his, below one that hands nothing down: it has no file for the limit, as if the kernel knew none."""
+    layout = cgroups.discover()
+    if layout.unified is None or not layout.unified.controllers & {"pids", "hugetlb"}:
+        pytest.skip("cgroup v2 has no controllers here")
+    above = cgroups.Cgroup(layout, f"{CGROUP_PARENT}-{ordinary.place.parent.name}")
+    try:
+        above.create(limits=False)
+        for _, directory in above.directories():
+            os.chown(directory, test_runc_namespaces.USER, -1)
+        ordinary.config["linux"]["cgroupsPath"] = f"{above.path}/inner"
+        limits = {"pids": {"pids": {"limit": 9}}, "hugetlb": {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 * MIB}]}}
+        controller = "pids" if "pids" in layout.unified.controllers else "hugetlb"
+        ordinary.config["linux"]["resources"] = limits[controller]
+        told = ordinary.run("true").stderr
+        assert f"cgroup {layout.directory(layout.unified, above.path)} does not hand the controller {controller} down: " in told
+        assert "Permission denied" in told and "it belongs to user 0" in told and "Delegate=yes" in told
+    finally:
+        above.remove()
+
+
 def test_unified_keys_go_to_v2_or_are_refused_by_name(bundle: Bundle) -> None:
     bundle.linux["resources"]["unified"] = {"pids.max": "33"}
     if cgroups.discover().need("pids", "test").version == 2:
@@ -355,3 +381,54 @@ def test_a_group_that_holds_others_is_not_shared(bundle: Bundle) -> None:
     os.close(write)
     assert os.waitpid(pid, 0)[1] == 0, "it lives on"
     group.remove()
+
+
+def test_who_forks_all_the_time_is_killed_to_the_last_without_cgroup_kill(bundle: Bundle) -> None:
+    """Each process is gone as soon as it has a child, so that a list of them is old when it is read."""
+    old = cgroups.Layout(hierarchies=tuple(one for one in cgroups.discover().hierarchies if one.version == 1))
+    if old.find("freezer") is None:
+        pytest.skip("cgroup.kill does it on pure v2")
+    group = cgroups.Cgroup(old, bundle.cgroup)
+    group.create()
+    group.apply({"pids": {"limit": 40}})
+    try:
+        for _ in range(30):
+            _start_runaway(group)
+            group.kill()
+            assert _all_end(group), group.pids()
+    finally:
+        while not _all_end(group):
+            group.kill()
+        group.remove()
+        group.undo()
+
+
+def _start_runaway(group: cgroups.Cgroup) -> None:
+    read, write = os.pipe()
+    first = os.fork()
+    if first == 0:
+        os.close(write)
+        os.read(read, 1)
+        while True:
+            try:
+                if os.fork():
+                    os._exit(0)
+            except OSError:  # the limit
+                continue
+    os.close(read)
+    group.join(first)
+    os.close(write)
+    os.waitpid(first, 0)
+
+
+def _all_end(group: cgroups.Cgroup) -> bool:
+    """Nobody is left once those who are killed have had time to die; a runaway would have a new number each time."""
+    ends = time.monotonic() + 5
+    seen = group.pids()
+    while seen and time.monotonic() < ends:
+        select.select([], [], [], 0.001)
+        now = group.pids()
+        if set(now) - set(seen):
+            return False
+        seen = now
+    return not seen

@@ -88,6 +88,12 @@ def test_a_missing_controller_is_named_with_where_it_was_looked_for_and_a_remedy
     assert f"controller {controller} " in failure.cause and "/sys/fs/cgroup/cpu (v1)" in failure.cause and failure.remedy
 
 
+def test_what_cgroup_v2_has_and_a_part_of_it_was_not_given_is_not_called_unmounted() -> None:
+    known = "cpu"  # no kernel with cgroups lacks it
+    failure = missing(known, "set a limit", ("/sys/fs/cgroup (v2)",))
+    assert "is not given it" in failure.cause and f"+{known}" in failure.remedy and "mount" not in failure.remedy
+
+
 def test_where_no_cgroup_is_mounted_at_all_the_remedy_is_to_mount_them() -> None:
     failure = missing("memory", "limit a pod", parse("22 1 0:5 / / rw - ext4 /dev/vda rw\n", "0::/\n").looked)
     assert "no cgroup mount" in failure.cause and failure.remedy == "mount -t cgroup2 cgroup2 /sys/fs/cgroup"

@@ -37,7 +37,7 @@ def inherit_cpuset(directory: str) -> None:
 
 
 def set_limit(directory: str, limit: Write) -> bool:
-    """Whether it is set: an optional one need not be. Raises LimitRefused."""
+    """Whether there is a file for it, or it could not be done where it need not be. Raises LimitRefused."""
     for name in limit.files:
         try:
             write(directory, name, limit.value)
@@ -55,13 +55,15 @@ def set_limit(directory: str, limit: Write) -> bool:
                 if error.errno == errno.EBUSY and name.startswith("memory.")
                 else "",
             ) from error
-    if not limit.optional:
-        raise LimitRefused(
-            what=f"set {limit.files[0]} to {limit.value!r} in cgroup {directory}",
-            cause=f"this kernel has no {' or '.join(limit.files)} there",
-            remedy="boot with swapaccount=1" if "memsw" in limit.files[0] or "swap" in limit.files[0] else "",
-        )
     return False
+
+
+def no_file(directory: str, limit: Write) -> LimitRefused:
+    return LimitRefused(
+        what=f"set {limit.files[0]} to {limit.value!r} in cgroup {directory}",
+        cause=f"this kernel has no {' or '.join(limit.files)} there",
+        remedy="boot with swapaccount=1" if "memsw" in limit.files[0] or "swap" in limit.files[0] else "",
+    )
 
 
 def _usage_evidence(directory: str, name: str) -> tuple[str, ...]:
@@ -78,6 +80,33 @@ def _usage_evidence(directory: str, name: str) -> tuple[str, ...]:
 
 def granted(directory: str) -> set[str]:
     return set(read(directory, "cgroup.subtree_control").split())
+
+
+def hand_down(directory: str, controller: str) -> None:
+    """v2: give the controller to the groups below. Raises OSError, see `kept`."""
+    write(directory, "cgroup.subtree_control", "+" + controller)
+
+
+def kept(what: str, directory: str, controller: str, error: OSError) -> CgroupBusy:
+    """Why the groups below `directory` do not get the controller that it has: whose it is, who is in it, of what type it is."""
+    cause = f"cgroup {directory} does not hand the controller {controller} down"
+    cause += f": write(2) cgroup.subtree_control: {error.strerror} (errno {error.errno})"
+    remedy = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        cause += f"; it belongs to user {os.stat(f'{directory}/cgroup.subtree_control').st_uid}"
+        remedy = f"as that user: echo +{controller} > {directory}/cgroup.subtree_control, and so in each group down to the container's;"
+        remedy += " systemd does it for a unit with Delegate=yes"
+    elif error.errno == errno.EBUSY:
+        held = read(directory, "cgroup.procs").split()
+        cause += f"; it holds processes itself ({', '.join(held[:5]) or 'none visible'}), which cgroup v2 forbids"
+        remedy = (
+            f"move them to a leaf: mkdir {directory}/init && for p in $(cat {directory}/cgroup.procs);"
+            f" do echo $p > {directory}/init/cgroup.procs; done"
+        )
+    elif kind := read(directory, "cgroup.type").strip():
+        cause += f"; its cgroup.type is {kind}"
+        remedy = "use a cgroup of type domain as parent" if "thread" in kind or "invalid" in kind else ""
+    return CgroupBusy(what=what, cause=cause, remedy=remedy)
 
 
 def is_frozen(directory: str, hierarchy: Hierarchy) -> bool:

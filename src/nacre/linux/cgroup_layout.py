@@ -32,6 +32,8 @@ KNOWN = (
 _NOWHERE = "/proc/self/mountinfo, which has no cgroup mount"
 # v2's own abilities (the device program, freezing, CPU time) need no controller; "io" is what v1 calls "blkio".
 _BUILT_IN_V2 = frozenset({"devices", "freezer", "cpuacct"})
+# v2's controllers, and what /proc/cgroups calls them.
+_OF_V2 = {"io": "blkio"} | {name: name for name in ("cpu", "cpuset", "memory", "pids", "hugetlb", "rdma")}
 
 
 class CgroupMissing(Failure):
@@ -101,6 +103,12 @@ class Layout(Value):
 
 def missing(controller: str, what: str, looked: tuple[str, ...]) -> CgroupMissing:
     enabled = _kernel_controllers()
+    if all(place.endswith("(v2)") for place in looked) and _OF_V2.get(controller) in enabled:
+        return CgroupMissing(
+            what=what,
+            cause=f"the kernel has the cgroup controller {controller}, and {', '.join(looked)} is not given it",
+            remedy=f"have who owns the group above write +{controller} to its cgroup.subtree_control; systemd: Delegate=yes",
+        )
     if looked == (_NOWHERE,):
         remedy = "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
     elif controller not in enabled and controller != "io":

@@ -119,40 +119,46 @@ class Cgroup:
     def _delegate(self, hierarchy: Hierarchy, directory: str) -> None:
         """cgroup v2: have every ancestor hand its controllers down (cgroup.subtree_control)."""
         wanted = [name for name in _V2_WANTED if name in hierarchy.controllers]
-        parents = [os.path.dirname(directory)]
-        while len(parents[-1]) > len(hierarchy.mount):
-            parents.append(os.path.dirname(parents[-1]))
-        if not wanted or (os.path.isdir(parents[0]) and files.granted(parents[0]) >= set(wanted)):
+        parents = self._above(hierarchy, directory)
+        if not wanted or (os.path.isdir(parents[-1]) and files.granted(parents[-1]) >= set(wanted)):
             return
-        for parent in reversed(parents):
+        for parent in parents:
             if not os.path.isdir(parent):
                 os.mkdir(parent)
                 self._made.append(parent)
-            lacking = [name for name in wanted if name not in files.granted(parent)]
-            for name in lacking:
-                self._grant(parent, name)
+            granted = files.granted(parent)
+            for name in wanted:
+                if name not in granted:
+                    self._grant(parent, name)
 
-    def _grant(self, parent: str, name: str) -> None:
+    @staticmethod
+    def _above(hierarchy: Hierarchy, directory: str) -> list[str]:
+        """The groups that `directory` is in, from the hierarchy's root down."""
+        parents = [os.path.dirname(directory)]
+        while len(parents[-1]) > len(hierarchy.mount):
+            parents.append(os.path.dirname(parents[-1]))
+        return parents[::-1]
+
+    @staticmethod
+    def _grant(parent: str, name: str) -> None:
         try:
-            files.write(parent, "cgroup.subtree_control", "+" + name)
+            files.hand_down(parent, name)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINVAL, errno.EACCES, errno.EPERM):
-                return  # not offered by the level above, or not ours to give: a limit that needs it will say so
-            what = f"hand the controller {name} down from cgroup {parent}"
-            if error.errno == errno.EBUSY:
-                held = files.read(parent, "cgroup.procs").split()
-                raise CgroupBusy(
-                    what=what,
-                    cause=f"it holds processes itself ({', '.join(held[:5]) or 'none visible'}), which cgroup v2 forbids (EBUSY)",
-                    remedy=f"move them to a leaf: mkdir {parent}/init && for p in $(cat {parent}/cgroup.procs);"
-                    f" do echo $p > {parent}/init/cgroup.procs; done",
-                ) from error
-            kind = files.read(parent, "cgroup.type").strip()
-            raise CgroupBusy(
-                what=what,
-                cause=f"write(2): {error.strerror} (errno {error.errno}); its cgroup.type is {kind or 'unknown'}",
-                remedy="use a cgroup of type domain as parent" if "thread" in kind or "invalid" in kind else "",
-            ) from error
+                return  # not offered by the level above, or not ours to give: a limit that needs it will say so (`_demand`)
+            raise files.kept(f"hand the controller {name} down from cgroup {parent}", parent, name, error) from error
+
+    def _demand(self, hierarchy: Hierarchy, directory: str, write: cgroup_values.Write) -> bool:
+        """Set a limit that has no file: on v2 its controller may have stayed above. Raises CgroupBusy that says where and why."""
+        name = {"blkio": "io"}.get(write.controller, write.controller)
+        for parent in self._above(hierarchy, directory) if hierarchy.version == 2 else ():
+            if name in files.granted(parent):
+                continue
+            try:
+                files.hand_down(parent, name)
+            except OSError as error:
+                raise files.kept(f"set {write.files[0]} to {write.value} for cgroup {self.path}", parent, name, error) from error
+        return files.set_limit(directory, write)
 
     def undo(self) -> None:
         """Take away what `create` made, parents too where they are empty again."""
@@ -221,8 +227,12 @@ class Cgroup:
                 self._make(hierarchy, directory)
                 if (hierarchy, directory) not in self._directories:
                     self._directories.append((hierarchy, directory))
-            if not files.set_limit(directory, write):
+            if files.set_limit(directory, write):
+                continue
+            if write.optional:
                 left.append(write.told)
+            elif write.value not in ("-1", "max") and not self._demand(hierarchy, directory, write):
+                raise files.no_file(directory, write)
         if resources.get("devices") is not None:
             self._apply_devices(cgroup_values.device_rules(resources["devices"]))
         return [f"linux.resources.{told} is left out: the cgroups of this host have no file for it" for told in left if told]
@@ -397,18 +407,33 @@ class Cgroup:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
                     raise
-        frozen = number == signals.SIGKILL and self.layout.find("freezer") is not None
-        if frozen:
+        if number != signals.SIGKILL:
+            self._signal(number)
+            return
+        while self._kill_frozen():
+            pass
+
+    def _kill_frozen(self) -> bool:
+        """SIGKILL for everyone; whether somebody is there now who did not get it, the child of a fork(2) that was under way."""
+        freezes = self.layout.find("freezer") is not None
+        if freezes:
             self._freezer("FROZEN", wait=False)
         try:
-            for pid in self.pids():
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
+            reached = self._signal(signals.SIGKILL)
         finally:
-            if frozen:
+            if freezes:
                 self._freezer("THAWED", wait=False)
+        return not reached.issuperset(self.pids())
+
+    def _signal(self, number: int) -> set[int]:
+        """Answers who was there."""
+        there = set(self.pids())
+        for pid in there:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        return there
 
     def _refuse_root(self, act: str) -> None:
         """The root of a hierarchy holds the whole machine."""
