@@ -433,6 +433,10 @@ def test_exec_of_a_missing_command_says_so_with_255(bundle: Bundle) -> None:
 def test_exec_goes_into_a_group_below_the_containers_when_asked(bundle: Bundle) -> None:
     bundle.linux["namespaces"] = [one for one in bundle.linux["namespaces"] if one["type"] != "cgroup"]
     bundle.up()
+    inner = cgroups.Cgroup(cgroups.discover(), f"{bundle.cgroup}/inner")
+    told = bundle.fails("exec", "--cgroup", "inner", bundle.name, "true", code=255)
+    assert f"there is no {inner.directories()[0][1]}" in told and not inner.exists()
+    inner.create(limits=False)
     groups = bundle.inside("cat /proc/self/cgroup", "--cgroup", "inner")
     assert f"{bundle.cgroup}/inner" in groups
     assert "it leads out of it" in bundle.fails("exec", "--cgroup", "inner/../../outside", bundle.name, "true", code=255)

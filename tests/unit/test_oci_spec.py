@@ -76,6 +76,10 @@ def test_a_malformed_or_foreign_version_is_refused(version: Any) -> None:
             {"weightDevice": [{"major": 8, "minor": 0}]},
             "linux.resources.blockIO.weightDevice[0]",
         ),
+        *(
+            (["linux", "resources", "hugepageLimits"], [{"pageSize": size, "limit": 1}], "hugepageLimits[0].pageSize")
+            for size in ("2mb", "64kB", "02MB", "MB", "2097152", "2MB/../x")
+        ),
     ],
 )
 def test_a_wrong_element_is_named_by_its_path(path: list[str | int], value: Any, named: str) -> None:

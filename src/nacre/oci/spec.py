@@ -402,6 +402,11 @@ def _check_resources(resources: Tree, what: str) -> None:
             raise Invalid(what=what, cause=f"{place}.type is {device['type']!r}, not a, b or c")
         if not set(device.get("access", "rwm")) <= set("rwm"):
             raise Invalid(what=what, cause=f"{place}.access is {device['access']!r}, not made of r, w and m")
+    for index, limit in enumerate(resources.get("hugepageLimits", ())):
+        number, unit = limit["pageSize"][:-2], limit["pageSize"][-2:]
+        if unit not in ("KB", "MB", "GB") or not (number.isascii() and number.isdigit()) or number.startswith("0"):
+            cause = f"linux.resources.hugepageLimits[{index}].pageSize is {limit['pageSize']!r}"
+            raise Invalid(what=what, cause=cause, remedy="write it as the kernel does: 64KB, 2MB, 1GB")
 
 
 def _check_process(process: Tree, what: str) -> None:

@@ -102,7 +102,7 @@ def _launch(
             raise WrongStatus(what=f"execute in container {record.id}", cause="it has just ended")
         cgroup = cgroup_of(record, all_below, layout)
         if cgroup is not None and all_below:
-            cgroup.create(limits=False)
+            _refuse_missing(cgroup)
         cradle, gates = _ways_in(cgroup, record, below, opened)
         ours = {kind for kind in KINDS if _same(kind, record.pid)}
         visit: dict[str, int] = {}
@@ -180,6 +180,15 @@ def _below(words: Sequence[str]) -> dict[str, str]:
                 )
             found[controller] = path
     return found
+
+
+def _refuse_missing(cgroup: cgroups.Cgroup) -> None:
+    """A group below is the container's to make: one that is misspelt would be there until the container is gone, with no limit."""
+    for _, directory in cgroup.directories():
+        if not os.path.isdir(directory):
+            raise cgroups.CgroupMissing(
+                what=f"enter cgroup {cgroup.path}", cause=f"there is no {directory}", remedy=f"make it: mkdir {directory}"
+            )
 
 
 def _ways_in(
