@@ -50,6 +50,20 @@ def test_a_program_that_cannot_be_executed_ends_with_the_code_that_says_why(podm
         assert (podman.call(*words, program).returncode, podman.call("exec", up, program).returncode) == (code, code), program
 
 
+def test_a_program_in_no_format_of_the_kernels_ends_with_126_and_is_told_why_in_exec(
+    podman: Engine, up: str, tmp_path: Path
+) -> None:
+    """runc leaves 1, which could be the program's own."""
+    (tmp_path / "tool").write_text("true\n")
+    (tmp_path / "tool").chmod(0o755)
+    words = ("run", "--rm", "--network", "none", "--cgroup-parent", group(podman.place), "-v", f"{tmp_path}:/mnt", IMAGE)
+    done = podman.call(*words, "/mnt/tool")
+    assert done.returncode == 126 and "exec format error" in done.stderr
+    podman("exec", up, "sh", "-c", "echo true >/tool; chmod 755 /tool")
+    done = podman.call("exec", up, "/tool")
+    assert done.returncode not in (0, 1) and "exec format error" in done.stderr
+
+
 @pytest.mark.slow
 def test_exec_with_a_terminal_has_one_of_the_containers_own(podman: Engine, up: str) -> None:
     ours, theirs = pty.openpty()
