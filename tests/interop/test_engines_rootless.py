@@ -62,15 +62,16 @@ class Ordinary:
         return done.stdout.strip()
 
     def processes(self) -> list[str]:
-        return [
-            one.name for one in Path("/proc").iterdir() if one.name.isdigit() and _owner(one) in (USER, *range(400000, 465536))
-        ]
+        """Those that have not ended; whether process 1 has reaped one that has is its affair."""
+        owners = (USER, *range(400000, 465536))
+        return [one.name for one in Path("/proc").iterdir() if one.name.isdigit() and _owner_alive(one) in owners]
 
 
-def _owner(process: Path) -> int:
+def _owner_alive(process: Path) -> int:
     try:
-        return process.stat().st_uid
-    except FileNotFoundError:
+        ended = "\nState:\tZ" in (process / "status").read_text()
+        return -1 if ended else process.stat().st_uid
+    except (FileNotFoundError, ProcessLookupError):
         return -1
 
 
