@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nacre.linux import bus, cgroup_names, cgroup_systemd, dbus
+from nacre.linux import bus, cgroup_names, dbus, systemd_properties
 from nacre.linux.cgroup_layout import Hierarchy, Layout
 from nacre.linux.dbus import BusBroken, Kind, Message, Variant
 from nacre.oci.errors import Failure, Invalid
@@ -286,7 +286,7 @@ def test_systemd_asked_for_where_it_is_not_the_init_says_so(monkeypatch: pytest.
 
 
 def plain(resources: dict[str, Any], layout: Layout = V2) -> dict[str, Any]:
-    return {name: variant.value for name, variant in cgroup_systemd.properties_of(resources, layout)}
+    return {name: variant.value for name, variant in systemd_properties.properties_of(resources, layout)}
 
 
 def test_a_number_of_tasks_is_bounded_or_not() -> None:
@@ -320,7 +320,7 @@ def test_a_quota_that_is_no_whole_percent_is_rounded_up_never_down() -> None:
 @given(st.text(max_size=12))
 @example("²")
 def test_any_list_of_cpus_is_a_mask_or_left_to_the_kernel(text: str) -> None:
-    assert isinstance(cgroup_systemd._mask(text), bytes)
+    assert isinstance(systemd_properties._mask(text), bytes)
 
 
 @given(st.text(max_size=12))
@@ -333,7 +333,7 @@ def test_any_unified_value_is_a_property_or_left_to_the_file(text: str) -> None:
 
 def test_a_device_list_becomes_a_strict_policy_and_one_that_allows_all_does_not() -> None:
     deny = {"allow": False, "access": "rwm"}
-    listed = cgroup_systemd.properties_of(
+    listed = systemd_properties.properties_of(
         {"devices": [deny, {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"}]}, V2
     )
     assert listed[0] == ("DevicePolicy", Variant("s", "strict")) and listed[1] == ("DeviceAllow", Variant("a(ss)", []))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nacre.linux.cgroup_systemd import properties_in
 from nacre.linux.dbus import Variant
 from nacre.linux.gvariant import parse
+from nacre.linux.systemd_properties import properties_in
 from nacre.oci.errors import Invalid
 
 

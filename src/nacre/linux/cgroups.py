@@ -1,5 +1,6 @@
 """A cgroup on all hierarchies of the host at once, whatever their versions. Layout and discovery: `cgroup_layout`.
 
+One thing, as every act has to know all hierarchies; what is pure is elsewhere (`cgroup_values`, `cgroup_files`, `cgroup_figures`).
 A cgroup is a path; per hierarchy it is a directory. Directories are made and removed here, and nothing is kept elsewhere: a kill
 between two writes leaves directories that `remove` takes away.
 """
@@ -480,44 +481,10 @@ class Cgroup:
     # -- figures
 
     def stats(self) -> dict[str, int]:
-        """What the cgroup uses; keys as in docs/architecture.md, 0 for what the host does not count. Times in ns, sizes in bytes."""
-        result = dict.fromkeys(
-            ("cpu_ns", "memory_bytes", "working_set_bytes", "rss_bytes", "page_faults", "major_page_faults", "pids"), 0
-        )
-        result["memory_limit_bytes"] = 0
-        self._memory_stats(result)
-        cpu = self.layout.find("cpuacct")
-        if cpu is None and self.layout.unified is not None:
-            cpu = self.layout.unified
-        if cpu is not None:
-            directory = self.layout.directory(cpu, self.path)
-            if cpu.version == 1:
-                result["cpu_ns"] = files.number(files.read(directory, "cpuacct.usage"))
-            else:
-                result["cpu_ns"] = files.table(files.read(directory, "cpu.stat")).get("usage_usec", 0) * 1000
-        pids = self.layout.find("pids")
-        if pids is not None:
-            result["pids"] = files.number(files.read(self.layout.directory(pids, self.path), "pids.current"))
-        return result
+        """What the cgroup uses; see `cgroup_figures`, which a container's making does without."""
+        from nacre.linux import cgroup_figures
 
-    def _memory_stats(self, result: dict[str, int]) -> None:
-        hierarchy = self.layout.find("memory")
-        if hierarchy is None:
-            return
-        directory = self.layout.directory(hierarchy, self.path)
-        usage, limit, prefix, rss = (
-            ("memory.current", "memory.max", "", "anon")
-            if hierarchy.version == 2
-            else ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_", "rss")
-        )
-        table = files.table(files.read(directory, "memory.stat"))
-        result["memory_bytes"] = files.number(files.read(directory, usage))
-        result["working_set_bytes"] = max(0, result["memory_bytes"] - table.get(prefix + "inactive_file", 0))
-        result["rss_bytes"] = table.get(prefix + rss, 0)
-        result["page_faults"] = table.get(prefix + "pgfault", 0)
-        result["major_page_faults"] = table.get(prefix + "pgmajfault", 0)
-        bound = files.number(files.read(directory, limit))
-        result["memory_limit_bytes"] = 0 if bound >= files.UNLIMITED else bound
+        return cgroup_figures.stats(self.layout, self.path)
 
     def oom_kills(self) -> int:
         """How many processes the kernel has killed here for want of memory, ever; compare before and after.

@@ -5,8 +5,8 @@ Called by shims, by the guest agent (the same code as PID 1's helper inside a VM
 cgroups, from `create` to `delete`; bundle, root filesystem and reaping of the processes are the caller's.
 
 How a container comes to be: `plan` turns config.json into frozen steps, `launch` forks a child into its namespaces, `init` runs the
-steps there and waits at a gate (`steps`: file systems, `process_steps`: the process), `container` keeps the books. From then on
-`life` acts on it.
+steps there and waits at a gate (`steps`: file systems, `process_steps`: the process, `programs`: what it executes), `container` keeps
+the books. From then on `life` acts on it.
 
 The names below are loaded when first used: the command line needs few of them. Whoever forks calls `load` before.
 """

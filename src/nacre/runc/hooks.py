@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
-    from nacre.runc.process_steps import Confinement
+    from nacre.runc.programs import Confinement
     from nacre.runc.steps import Context
 
     Become = Callable[[Execution], NoReturn]

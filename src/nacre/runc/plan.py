@@ -15,6 +15,7 @@ from nacre.linux.seccomp import NEW_LISTENER
 from nacre.oci.errors import Invalid, Unsupported
 from nacre.oci.values import Value
 from nacre.runc import process_steps as ps
+from nacre.runc import programs
 from nacre.runc import steps as fs
 from nacre.runc.hooks import RunCreateHooks, RunStartHooks
 from nacre.runc.mount_options import Options
@@ -153,7 +154,7 @@ def setup_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     steps += _finish_root(spec, host)
     if host.seek_program:
         process = spec["process"]
-        steps.append(ps.SeekProgram(process["args"][0], tuple(process.get("env", ())), process["cwd"]))
+        steps.append(programs.SeekProgram(process["args"][0], tuple(process.get("env", ())), process["cwd"]))
     steps.append(ps.NewSession())
     if not host.late_cgroups:
         steps.append(ps.EnterCgroups("cgroup" in new))
@@ -283,12 +284,12 @@ def start_steps(spec: Tree, host: Host, state: Tree) -> tuple[fs.Step, ...]:
     entered: list[fs.Step] = [ps.EnterCgroups("cgroup" in new)] if host.late_cgroups else []
     *steps, execute = process_steps(spec["process"], host)
     hooks = spec.get("hooks", {}).get("startContainer", ())
-    if not hooks or not isinstance(execute, ps.Execute):
+    if not hooks or not isinstance(execute, programs.Execute):
         return (*entered, *steps, execute)
     confinement = execute.confinement
     if confinement.offer is not None:
-        steps.append(ps.Confine(confinement))
-        confinement = ps.Confinement(no_new_privileges=confinement.no_new_privileges)
+        steps.append(programs.Confine(confinement))
+        confinement = programs.Confinement(no_new_privileges=confinement.no_new_privileges)
     run = RunStartHooks(tuple(hooks), state, execute.environment, confinement)
     return (*entered, *steps, run, execute.but(confinement=confinement))
 
@@ -312,12 +313,12 @@ def process_steps(process: Tree, host: Host) -> tuple[fs.Step, ...]:
     steps.append(ps.ChangeUser(user.get("uid", 0), user.get("gid", 0), groups, user.get("umask", 0o022), process["cwd"]))
     keep_admin = bool(host.filter) and not no_new_privileges
     steps.append(ps.SetCapabilities(masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"], keep_admin))
-    confinement = ps.Confinement(no_new_privileges=no_new_privileges, filter=host.filter, filter_flags=host.filter_flags)
+    confinement = programs.Confinement(no_new_privileges=no_new_privileges, filter=host.filter, filter_flags=host.filter_flags)
     if host.filter_flags & NEW_LISTENER:
         from nacre.runc.listener import Offer, OpenOffer
 
         confinement = confinement.but(offer=OpenOffer if host.alone else Offer)
-    return (*steps, ps.Execute(tuple(process["args"]), tuple(process.get("env", ())), host.preserve, confinement))
+    return (*steps, programs.Execute(tuple(process["args"]), tuple(process.get("env", ())), host.preserve, confinement))
 
 
 def _limits(process: Tree) -> tuple[tuple[str, int, int], ...]:

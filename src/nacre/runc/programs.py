@@ -1,4 +1,4 @@
-"""The program of a process: where it is found, in what environment it begins, and why it cannot be executed.
+"""The program of a process: where it is found, in what environment it begins, what binds it, and why it cannot be executed.
 
 All of it runs inside the container: paths are the container's, and nothing is loaded on the way (CVE-2019-14271).
 """
@@ -9,15 +9,19 @@ import errno
 import os
 import stat
 
-from nacre.linux import libc, paths
-from nacre.linux.libc import owned
+from nacre.linux import libc, paths, process, seccomp
+from nacre.linux.libc import SyscallError, owned
+from nacre.oci.values import Value
 from nacre.runc.failures import CommandNotExecutable, CommandNotFound
 
 TYPE_CHECKING = False  # see oci.values
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
     from nacre.oci.errors import Failure
+    from nacre.runc.listener import Offer
+    from nacre.runc.steps import Context
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -151,3 +155,85 @@ def home_of(root: int, uid: int) -> str:
         if len(fields) >= 6 and fields[2] == str(uid).encode():
             return os.fsdecode(fields[5])
     return ""
+
+
+class Confinement(Value):
+    """What binds whatever is executed in the container: the filter, and no new privileges."""
+
+    no_new_privileges: bool
+    filter: bytes = b""
+    filter_flags: int = 0
+    offer: Callable[[int], Offer] | None = None  # what brings the filter's listener out (runc.listener)
+
+    def execute(self, channel: int, execution: process.Execution) -> NoReturn:
+        """After the filter is loaded there is nothing but execve(2). Raises SyscallError for that, Failure for the filter."""
+        kept = self.load(channel)
+        execution.run()
+        raise AssertionError(f"execve(2) came back, {kept}")
+
+    def load(self, channel: int) -> object:
+        """Answers what is to be kept until execve(2): letting go of it makes system calls."""
+        if self.no_new_privileges:
+            process.set_no_new_privileges()
+        load = seccomp.loader(self.filter, self.filter_flags) if self.filter else None
+        offer = self.offer(channel) if self.offer else None
+        try:
+            answer = load() if load is not None else 0
+        except SyscallError as error:
+            raise seccomp.explain(error) from error
+        if offer is not None:
+            offer.hand_over(answer)
+        return offer
+
+
+class Confine(Value, kw_only=False):
+    """A filter with a listener is loaded once, before the startContainer hooks: there is one agent to answer for all under it."""
+
+    confinement: Confinement
+
+    def describe(self) -> str:
+        return "load the seccomp filter"
+
+    def run(self, context: Context) -> None:
+        self.confinement.load(context.channel)
+        process.set_dumpable(enabled=False)  # the hooks are not to look into this process, whatever its parent had to
+
+
+class Execute(Value, kw_only=False):
+    """The program takes over; a word to the parent if it does not."""
+
+    arguments: tuple[str, ...]
+    environment: tuple[str, ...]
+    keep_descriptors: int  # 3 … 3+N-1 stay open
+    confinement: Confinement
+
+    def describe(self) -> str:
+        return f"execute {self.arguments[0]!r}"
+
+    def run(self, context: Context) -> None:
+        environment = complete(self.environment, context.home)
+        program = find_program(self.describe(), self.arguments[0], search_path(environment))
+        head = first_bytes(program)
+        execution = process.Execution(program, self.arguments, environment)
+        process.close_range(3 + self.keep_descriptors, cloexec=True)
+        try:
+            self.confinement.execute(context.channel, execution)
+        except SyscallError as error:
+            if error.call != "execve":
+                raise
+            raise not_executable(self.describe(), program, error, head) from error
+
+
+class SeekProgram(Value, kw_only=False):
+    """A program that is nowhere, or that nobody may execute, is told by create, as runc and crun do: engines look for the words there.
+    The rest is execve's to say."""
+
+    name: str
+    environment: tuple[str, ...]
+    cwd: str  # the process is not there yet
+
+    def describe(self) -> str:
+        return f"execute {self.name!r}"
+
+    def run(self, context: Context) -> None:
+        find_program(self.describe(), self.name, search_path(self.environment), cwd=self.cwd, any_user=True)

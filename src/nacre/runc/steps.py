@@ -4,7 +4,8 @@ Values and neither dataclasses nor named tuples: making forty such classes at ea
 
 Each has `describe()`, used when it fails, and `run(context)`. They run in order in the process that becomes the container's init;
 before `EnterRoot` the host's root is still there, beyond it nothing is imported, looked up or resolved outside the container.
-This module: file systems. `process_steps`: what concerns the process itself.
+This module: the tree that the container sees, one thing, as each step leaves it for the next and the last makes it the root.
+`process_steps`: what concerns the process itself.
 """
 
 from __future__ import annotations
