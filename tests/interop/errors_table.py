@@ -59,9 +59,10 @@ def ask(bundle: Bundle, *runtime: str) -> str:
 
 
 def tidy(said: str, bundle: Bundle) -> str:
-    """One line for a cell: paths of this run, times and log decoration taken out, nothing else."""
+    """One line for a cell: paths and numbers of processes of this run, times and log decoration taken out, nothing else."""
     said = said.replace(str(bundle.path), "BUNDLE").replace(str(bundle.root), "ROOT").replace(bundle.name, "ID")
     said = re.sub(r'time="[^"]*" level=(\w+) msg="?', "", said)
+    said = re.sub(r"(nsexec(?:-\d)?\[|/proc/)\d+", r"\1PID", said)
     said = re.sub(r"^\d{4}-\d\d-\d\dT\S+ ", "", said, flags=re.MULTILINE)
     said = " / ".join(line.strip().strip('"') for line in said.splitlines() if line.strip())
     said = said.removeprefix("nacre-runc: ").replace("|", "\\|").replace("`", "'")
