@@ -59,8 +59,8 @@ def test_all_hooks_run_in_order_each_in_its_namespace_with_the_state_of_its_mome
     host_mnt, host_net = os.readlink("/proc/self/ns/mnt"), os.readlink("/proc/self/ns/net")
     for point, state, mnt, net in found:
         assert state["id"] == bundle.name and state["bundle"] == str(bundle.path) and state["annotations"] == {"a": "b"}
-        assert state["pid"] == (0 if point == "poststop" else pid)
         inside = point in ("createContainer", "startContainer")
+        assert state["pid"] == (1 if inside else 0 if point == "poststop" else pid), "as it is seen where the hook runs"
         assert (mnt != host_mnt, net) == (inside, network if inside else host_net), point
     statuses = {point: state["status"] for point, state, *_ in found}
     assert statuses == {

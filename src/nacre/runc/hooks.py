@@ -32,7 +32,7 @@ class RunCreateHooks(Value, kw_only=False):
     """createContainer: the host's programs in the container's namespaces. They begin in its root, of which they know no name."""
 
     hooks: tuple[Mapping[str, Any], ...]
-    state: Mapping[str, Any]  # says what the host would
+    state: Mapping[str, Any]  # its pid is the one that the container sees: runtime.md "State"
 
     def describe(self) -> str:
         return "run the createContainer hooks"
@@ -40,7 +40,7 @@ class RunCreateHooks(Value, kw_only=False):
     def run(self, context: Context) -> None:
         os.fchdir(context.root)
         for hook in self.hooks:
-            run("createContainer", hook, {**self.state, "pid": context.host_pid})
+            run("createContainer", hook, {**self.state, "pid": os.getpid()})
 
 
 class RunStartHooks(Value, kw_only=False):
@@ -64,7 +64,7 @@ class RunStartHooks(Value, kw_only=False):
 
         for hook in self.hooks:
             hook = {"env": complete(self.environment, context.home), **hook}
-            run("startContainer", hook, {**self.state, "pid": context.host_pid}, become)
+            run("startContainer", hook, {**self.state, "pid": os.getpid()}, become)
 
 
 def run(point: str, hook: Mapping[str, Any], state: Mapping[str, Any], become: Become | None = None) -> None:

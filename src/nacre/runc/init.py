@@ -78,7 +78,6 @@ def become(orders: Orders, channel: socket.socket, listener: socket.socket | Non
             {channel.fileno(), *_numbers(orders), *(fd for _, fd in gates), *((listener.fileno(),) if listener else ())}
         )
         _place_stdio(orders.stdio)
-        context.host_pid = int(os.readlink("/proc/self"))
         if orders.maps:
             _ask(channel, "maps")
             process.set_dumpable(enabled=False)  # not before: the maps of such a process are root's alone to write

@@ -51,7 +51,6 @@ class Context:
         self.terminal = -1  # its slave
         self.empty = -1  # the directory that stands for all masked ones
         self.home = ""  # the user's, from the container's passwd
-        self.host_pid = 0
         self.warnings: list[str] = []
 
 
