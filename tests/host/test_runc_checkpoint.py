@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -110,26 +111,76 @@ def test_a_container_may_go_on_after_its_checkpoint(bundle: Bundle, tmp_path: Pa
     assert ended(first) == 137
 
 
+def identity(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:
+        return None  # a namespace of processes has nobody yet
+
+
+@contextmanager
+def held(kind: str, *words: str) -> Iterator[str]:
+    """The path of a namespace that `unshare` makes and a process holds meanwhile."""
+    with subprocess.Popen(["unshare", *words]) as holder:
+        try:
+            path, until = f"/proc/{holder.pid}/ns/{kind}", time.monotonic() + 10
+            while identity(path) in (None, identity(f"/proc/self/ns/{kind}")):
+                assert time.monotonic() < until
+            yield path
+        finally:
+            holder.kill()
+
+
+def join(bundle: Bundle, kind: str, path: str) -> None:
+    kept = [one for one in bundle.linux["namespaces"] if one["type"] != kind]
+    bundle.linux["namespaces"] = [*kept, {"type": kind, "path": path}]
+
+
+def thawed(bundle: Bundle, tmp_path: Path) -> int:
+    """Run, frozen to disk and restored in the background; the pid of its init then."""
+    images = str(tmp_path / "images")
+    counting(bundle, tmp_path / "volume").write()
+    first = started(bundle, "run")
+    until_running(bundle)
+    grows(tmp_path / "volume")
+    bundle.ok("--criu", CRIU, "checkpoint", "--image-path", images, bundle.name)
+    assert ended(first) == 137
+    bundle.quietly("--criu", CRIU, "restore", "--detach", "-b", str(bundle.path), "--image-path", images, bundle.name)
+    grows(tmp_path / "volume")
+    return int(bundle.state()["pid"])
+
+
 @with_criu
 def test_a_network_from_outside_is_joined_again_and_restore_may_return_at_once(bundle: Bundle, tmp_path: Path) -> None:
-    place, images = tmp_path / "volume", str(tmp_path / "images")
-    with subprocess.Popen(["unshare", "--net", "sleep", "1000"]) as holder:
-        path = f"/proc/{holder.pid}/ns/net"
-        until = time.monotonic() + 10
-        while os.readlink(path) == os.readlink("/proc/self/ns/net"):
-            assert time.monotonic() < until
-        kept = [one for one in bundle.linux["namespaces"] if one["type"] != "network"]
-        bundle.linux["namespaces"] = [*kept, {"type": "network", "path": path}]
-        counting(bundle, place).write()
-        first = started(bundle, "run")
-        until_running(bundle)
-        bundle.ok("--criu", CRIU, "checkpoint", "--image-path", images, bundle.name)
-        assert ended(first) == 137
-        bundle.quietly("--criu", CRIU, "restore", "--detach", "-b", str(bundle.path), "--image-path", images, bundle.name)
-        grows(place)
-        assert os.readlink(f"/proc/{bundle.state()['pid']}/ns/net") == os.readlink(path)
+    with held("net", "--net", "sleep", "1000") as path:
+        join(bundle, "network", path)
+        assert os.readlink(f"/proc/{thawed(bundle, tmp_path)}/ns/net") == os.readlink(path)
         bundle.ok("delete", "--force", bundle.name)
-        holder.kill()
+
+
+@with_criu
+def test_a_pid_namespace_from_outside_is_joined_again(bundle: Bundle, tmp_path: Path) -> None:
+    reaps = ("sh", "-c", "sleep 1000 & wait")  # a dead member of the container's session would hold its number
+    with held("pid_for_children", "--pid", "--fork", "--kill-child", *reaps) as path:
+        join(bundle, "pid", path)
+        assert os.readlink(f"/proc/{thawed(bundle, tmp_path)}/ns/pid") == os.readlink(path)
+        bundle.ok("delete", "--force", bundle.name)
+
+
+@with_criu
+def test_hooks_of_a_restore_see_the_restored_network_and_criu_reads_the_annotations_file(bundle: Bundle, tmp_path: Path) -> None:
+    told, script = tmp_path / "told", tmp_path / "script"
+    look = f"""pid=$(sed 's/.*"pid": *\\([0-9]*\\).*/\\1/'); echo $pid $(readlink /proc/$pid/ns/net) >> {told}"""
+    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", look]}]}
+    script.write_text(f'#!/bin/sh\necho "$CRTOOLS_SCRIPT_ACTION" >> {tmp_path}/actions\n')
+    script.chmod(0o755)
+    (tmp_path / "criu.conf").write_text(f"action-script {script}\n")
+    bundle.config["annotations"] = {"org.criu.config": str(tmp_path / "criu.conf")}
+    pid = thawed(bundle, tmp_path)
+    assert told.read_text().splitlines()[-1].split() == [str(pid), os.readlink(f"/proc/{pid}/ns/net")]
+    assert len(told.read_text().splitlines()) == 2, "at its creation and at its restore"
+    assert "post-dump" in (tmp_path / "actions").read_text().split()
+    bundle.ok("delete", "--force", bundle.name)
 
 
 @with_criu
