@@ -133,6 +133,14 @@ def test_a_filter_that_forbids_execve_is_told(bundle: Bundle) -> None:
     assert "seccomp profile may forbid execve" in bundle.refuses("true")
 
 
+def test_a_death_by_the_filter_is_not_put_down_to_memory_that_ran_out_beside_it(bundle: Bundle) -> None:
+    """systemd takes a scope away with its last process, and the slice that is left has counted for all in it."""
+    bundle.linux["resources"]["memory"] = {"limit": 32 << 20, "swap": 32 << 20}
+    assert bundle.run("tail /dev/zero").returncode == 128 + signal.SIGKILL
+    bundle.linux["seccomp"] = profile(rule("SCMP_ACT_KILL_PROCESS", "execve"))
+    assert "seccomp profile may forbid execve" in bundle.refuses("true")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

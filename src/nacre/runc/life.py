@@ -47,6 +47,7 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
         if status != Status.CREATED:
             raise WrongStatus(what=f"start container {identifier}", cause=f"it is {status}")
         warnings: list[str] = []
+        scope = _counted_scope(record)
         gate = socket(AF_UNIX, SOCK_SEQPACKET)
         try:
             gate.connect(f"/proc/self/fd/{directory}/start.sock")
@@ -58,7 +59,7 @@ def start(root: str, identifier: str, warn: Warn | None = None) -> None:
             ) from error
         finally:
             gate.close()
-        check_executed(record)
+        check_executed(record, scope)
         os.unlink("start.sock", dir_fd=directory)
         record = advance(record, Status.RUNNING)
     document = oci_state(record, Status.RUNNING)
@@ -96,7 +97,18 @@ def _run_hooks(record: Record, point: str, document: Mapping[str, Any], warn: Wa
             hooks.run_leniently(record.hooks, point, document, warn or (lambda words: None))
 
 
-def check_executed(record: Record) -> None:
+def _counted_scope(record: Record) -> cgroups.Cgroup | None:
+    """The container's scope, which knows its own OOM kills from its slice's also when it goes with its last process."""
+    if not record.unit:
+        return None
+    from nacre.linux import cgroups
+
+    scope = cgroups.Cgroup(cgroups.discover(), record.cgroup)
+    scope.oom_kills()
+    return scope
+
+
+def check_executed(record: Record, scope: cgroups.Cgroup | None = None) -> None:
     """The gate closed without a word: either execve did it, or the process is dead and still has its old name."""
     found = pids.status(record.pid)
     if found is None or found[2] != record.start_time or found[0] != INIT_NAME:
@@ -106,7 +118,7 @@ def check_executed(record: Record) -> None:
         cause=f"its init (pid {record.pid}) was killed before it could execute the program",
         remedy="its seccomp profile may forbid execve, or somebody killed it",
     )
-    raise explain_death(failure, cgroup_of(record))
+    raise explain_death(failure, scope or cgroup_of(record))
 
 
 # -- looking
@@ -385,9 +397,10 @@ def explain_death(failure: InitDied, cgroup: cgroups.Cgroup | None) -> InitDied:
     if cgroup is None or not cgroup.oom_kills():
         return failure
     limit = cgroup.stats()["memory_limit_bytes"]
+    known = f", whose limit is {limit} bytes" if limit else ""  # gone with its cgroup, or a parent's
     return InitDied(
         what=failure.what,
-        cause=f"{failure.cause}: out of memory in cgroup {cgroup.path}, whose limit is {limit} bytes",
+        cause=f"{failure.cause}: out of memory in cgroup {cgroup.path}{known}",
         remedy="raise the memory limit; nacre's set-up itself needs about 1 MiB",
     )
 
