@@ -15,7 +15,7 @@ import test_runc_namespaces
 from runc_support import CGROUP_PARENT, SYSTEMD, Bundle, leftovers, made, with_user_namespace
 from test_runc_namespaces import Ordinary
 
-from nacre.linux import cgroups
+from nacre.linux import cgroup_files, cgroups
 
 MIB = 1 << 20
 ordinary = test_runc_namespaces.ordinary
@@ -258,6 +258,9 @@ def test_a_controller_that_is_kept_from_a_user_is_named_with_its_keeper(ordinary
         ordinary.config["linux"]["cgroupsPath"] = f"{above.path}/inner"
         limits = {"pids": {"pids": {"limit": 9}}, "hugetlb": {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 * MIB}]}}
         controller = "pids" if "pids" in layout.unified.controllers else "hugetlb"
+        cgroup_files.hand_down(
+            layout.unified.mount, controller
+        )  # where nobody has asked the root for it yet, that would be the keeper
         ordinary.config["linux"]["resources"] = limits[controller]
         told = ordinary.run("true").stderr
         assert f"cgroup {layout.directory(layout.unified, above.path)} does not hand the controller {controller} down: " in told
