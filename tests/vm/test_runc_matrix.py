@@ -70,7 +70,7 @@ def test_systemd_is_spoken_to_over_the_bus_where_its_own_socket_is_not_there(tmp
 @pytest.mark.parametrize("layout", ["v2", "systemd"])
 def test_all_of_the_runtimes_tests_pass_on_cgroup_layout(layout: str, tmp_path: Path) -> None:
     """The most of an hour each under emulation."""
-    passed(went_through(layout, tmp_path, WHOLE), 350)
+    passed(went_through(layout, tmp_path, WHOLE), 410)
 
 
 @pytest.mark.slow
