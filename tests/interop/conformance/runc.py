@@ -23,6 +23,8 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from oci import CACHE, REPOSITORY, built_place, go
 
 PEERS = REPOSITORY / ".cache/peers"
 LIBRARIES = PEERS / f"usr/lib/{os.uname().machine}-linux-gnu"
+CGROUPS = Path("/sys/fs/cgroup")
 GROUP = "runc-cgroups-integration-test"
 TEST_S = 180
 LEFT_S = 10  # for what bats says after its last test
@@ -115,7 +118,7 @@ def images(target: Path) -> None:
 def judged(suite: Path, runtime: Path, file: str, output: Path) -> dict[str, str]:
     """Test to "pass", "fail" or "skip"."""
     print(f"{runtime.name}: {file} ", end="", flush=True)
-    with tempfile.TemporaryDirectory(prefix="nacre-conformance-") as place:
+    with groups_removed(), tempfile.TemporaryDirectory(prefix="nacre-conformance-") as place:
         os.chmod(place, 0o755)
         words = [
             "unshare",
@@ -145,16 +148,27 @@ def judged(suite: Path, runtime: Path, file: str, output: Path) -> dict[str, str
                 os.close(says)
                 keep(pipe, kept)
                 running.kill()  # and with its process 1 all that a test has left behind
-    for directory in Path("/sys/fs/cgroup").glob(f"*/{GROUP}"):
-        for below in sorted(directory.rglob("*/"), reverse=True):
-            below.rmdir()
-        directory.rmdir()
     found = {
         name.strip(): "skip" if skipped else "fail" if wrong else "pass"
         for wrong, name, skipped in LINE.findall(output.read_text(errors="replace"))
     }
     print(", ".join(f"{count} {word}" for word, count in sorted(Counter(found.values()).items())))
     return found
+
+
+@contextmanager
+def groups_removed() -> Iterator[None]:
+    """The suite's cgroups, and the directory that it makes for each controller, mounted or not."""
+    there = {*CGROUPS.iterdir()}
+    try:
+        yield
+    finally:
+        for group in CGROUPS.glob(f"*/{GROUP}"):
+            for below in sorted(group.rglob("*/"), reverse=True):
+                below.rmdir()
+            group.rmdir()
+        for made in {*CGROUPS.iterdir()} - there:
+            made.rmdir()
 
 
 def keep(pipe: FileIO, kept: FileIO) -> None:
