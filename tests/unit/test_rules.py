@@ -156,6 +156,7 @@ def test_what_is_forked_for_containers_has_the_whole_runtime_loaded() -> None:
     code = (
         "import sys; sys.dont_write_bytecode = True; from nacre import runc; runc.load(); before = set(sys.modules)\n"
         "import nacre.runc.hooks, nacre.runc.borrowed, nacre.linux.cgroups, nacre.oci.spec, nacre.linux.sockets\n"
+        "import nacre.linux.cgroup_figures, nacre.linux.seccomp_compiler, nacre.linux.device_bpf\n"
         "print(*set(sys.modules) - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

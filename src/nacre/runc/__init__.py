@@ -71,7 +71,7 @@ def __getattr__(name: str) -> object:
 
 def load() -> None:
     """All of it, now: a child that is forked for each container shall find everything there."""
-    from nacre.linux import device_bpf, seccomp_compiler  # noqa: F401
+    from nacre.linux import cgroup_figures, device_bpf, seccomp_compiler  # noqa: F401
 
     for name in __all__:
         if name not in globals():
