@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from machine import Machine, machine
 
-from nacre.cli import archive, proof_image
+from nacre.cli import archive, proof_image, sweep
+from nacre.linux import cgroups
 
 IMAGE = "nacre.local/shell:test"
 
@@ -101,3 +103,16 @@ def test_reset_leaves_no_file_either(here: Machine, tmp_path: Path) -> None:
     here.nacre("reset", "--yes")
     assert here.picture() == before
     assert list(here.prefix.iterdir()) == []
+
+
+def test_a_cgroup_that_the_dying_hold_is_waited_for(tmp_path: Path) -> None:
+    """A large process has ended to who watches it a while before the kernel lets its cgroups go."""
+    group = cgroups.Cgroup(cgroups.discover(), f"/nacre-test-{tmp_path.name}/inner")
+    group.create()
+    directories = [directory for _, directory in group.directories()]
+    with subprocess.Popen(["sleep", "0.3"]) as dying:
+        group.join(dying.pid)
+        refused: list[str] = []
+        sweep.remove_cgroups([*directories, *map(os.path.dirname, directories)], refused)
+    assert not refused
+    assert not any(os.path.exists(directory) for directory in directories)

@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable
 
 from nacre.cli import host
@@ -20,6 +21,7 @@ from nacre.network import Network
 from nacre.oci.errors import Failure
 
 KILL_LIMIT_S = 10.0
+EMPTY_LIMIT_S = 5.0  # a large process that has ended may hold its cgroups for a moment yet
 ROUNDS = 3  # a process may fork while we kill
 
 
@@ -43,7 +45,7 @@ def sweep(config: Config) -> list[str]:
     said += Network(config).stop()
     if found.cgroups:
         cgroup_systemd.stop(config.cgroup_root)
-    _each("cgroup", found.cgroups, os.rmdir, refused)
+    remove_cgroups(found.cgroups, refused)
     kinds = {"mounts": found.mounts, "links": found.links, "tables": found.tables, "cgroups": found.cgroups}
     for name, names in ({"processes": tuple(map(str, found.processes))} | kinds).items():
         if names:
@@ -91,6 +93,18 @@ def _kill(processes: list[host.Process], refused: list[str]) -> None:
         if not select.select([fd], [], [], KILL_LIMIT_S)[0]:
             refused.append(f"{process} did not end within {KILL_LIMIT_S:.0f} s of SIGKILL")
         os.close(fd)
+
+
+def remove_cgroups(directories: Iterable[str], refused: list[str]) -> None:
+    """Each before the one that it is in. Nobody tells when a cgroup of v1 has become empty, so it is tried until it goes."""
+    ends = time.monotonic() + EMPTY_LIMIT_S
+    while True:
+        busy: list[str] = []
+        _each("cgroup", directories, os.rmdir, busy)
+        if not busy or time.monotonic() > ends:
+            break
+        select.select([], [], [], 0.01)
+    refused += busy
 
 
 def _unmount(point: str) -> None:
