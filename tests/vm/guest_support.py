@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import time
@@ -16,7 +15,6 @@ from typing import Any
 from nacre import config
 from nacre.agent import frames, protocol
 from nacre.kata.appliance import Appliance, build
-from nacre.linux.process import set_parent_death_signal
 from nacre.oci.errors import decode
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
@@ -170,10 +168,9 @@ def boot(
         command += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
     with (workdir / "qemu.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *extra],
+            ["setpriv", "--pdeathsig", "KILL", *command, *extra],  # a killed test takes its machine along
             pass_fds=[theirs.fileno(), their_monitor.fileno()],
             stderr=log,
-            preexec_fn=lambda: set_parent_death_signal(signal.SIGKILL),  # a killed test takes its machine along
         )
     theirs.close()
     their_monitor.close()
