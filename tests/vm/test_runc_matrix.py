@@ -1,4 +1,7 @@
-"""nacre-runc on every cgroup layout and under systemd: its limits in the gate, all of its own tests in the long run."""
+"""nacre-runc on every cgroup layout and under systemd: its limits in the gate, all of its own tests in the long run.
+
+On one processor: under emulation a second one waits for the first more than it works, and with two a machine has hung, busy on both.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,6 @@ def suite(layout: str, *names: str) -> str:
 
 
 def went_through(layout: str, workdir: Path, *names: str) -> Outcome:
-    """On one processor: under emulation a second one waits for the first more than it works."""
     return run(suite(layout, *names), layout, [], workdir, timeout_s=14_400, memory_mib=2048, processors=1)
 
 
@@ -50,12 +52,13 @@ def proven(outcome: Outcome, *lines: str) -> None:
     "layout", [pytest.param("v2", marks=pytest.mark.slow), "v1", pytest.param("hybrid", marks=pytest.mark.slow)]
 )
 def test_limits_are_set_and_felt_on_cgroup_layout(layout: str, tmp_path: Path) -> None:
-    proven(run(f"python {PROBE}", layout, [], tmp_path, timeout_s=240), f"LAYOUT {layout} cgroupfs", *PROVEN)
+    outcome = run(f"python {PROBE}", layout, [], tmp_path, timeout_s=240, processors=1)
+    proven(outcome, f"LAYOUT {layout} cgroupfs", *PROVEN)
 
 
 @pytest.mark.parametrize("layout", ["systemd", pytest.param("systemd-v1", marks=pytest.mark.slow)])
 def test_limits_are_set_by_systemd_and_felt_where_it_is_the_init(layout: str, tmp_path: Path) -> None:
-    outcome = run(f"python {PROBE} --systemd-cgroup", layout, [], tmp_path, timeout_s=240)
+    outcome = run(f"python {PROBE} --systemd-cgroup", layout, [], tmp_path, timeout_s=240, processors=1)
     proven(outcome, " systemd", *PROVEN, "SHOWN by systemctl")
 
 
