@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cri_support import Cri, build_image
-from leftovers import Leftovers, assert_settled, look
+from leftovers import Leftovers, assert_settled, await_no_lease, look
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,7 @@ def shared_cri(tmp_path_factory: pytest.TempPathFactory, cri_image: Path) -> Ite
         service.start().load(cri_image)
         with service.pod() as pod:
             pod.start("true")  # the first pod makes what every later one finds: the node's top cgroups, the runtime's directory
+        await_no_lease(service.prefix)
         yield service
         log = service.log()
         service.end()

@@ -56,6 +56,14 @@ def settled(prefix: Path, wanted: Leftovers, *, cgroup: str = "", limit_s: float
     return found
 
 
+def await_no_lease(prefix: Path, limit_s: float = 5.0) -> None:
+    """Until the last pod's address is free, which comes in the background: a look before that would miss it afterwards."""
+    deadline = time.monotonic() + limit_s
+    while _leases(prefix):
+        assert time.monotonic() < deadline, _leases(prefix)
+        select.select([], [], [], 0.05)
+
+
 def _mounts(prefix: str) -> tuple[str, ...]:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         points = (line.split()[4] for line in file)
