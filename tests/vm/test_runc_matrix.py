@@ -1,6 +1,6 @@
 """nacre-runc on every cgroup layout and under systemd: its limits in the gate, all of its own tests in the long run.
 
-On one processor: under emulation a second one waits for the first more than it works, and with two a machine has hung, busy on both.
+On one processor: with two, emulated machines have hung, busy on both. The limits take some ten seconds longer so.
 """
 
 from __future__ import annotations
