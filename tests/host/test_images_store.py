@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from nacre import config
 from nacre.images import Store
 from nacre.images.errors import DiskFull, ImageNotFound, ImageRefused, SnapshotRefused, UserNotFound
 from nacre.images.model import User
+from nacre.images.places import StoreLock
 from nacre.linux import mounts
 from nacre.linux.namespaces import Clone, unshare
 
@@ -225,6 +227,22 @@ async def test_nothing_is_collected_while_another_store_adds_content(tmp_path: P
         assert len(kept(tmp_path)["layers"]) == 1
 
 
+async def test_what_somebody_kept_from_being_collected_at_open_goes_at_close(tmp_path: Path) -> None:
+    async with store(tmp_path):
+        pass
+    data = tmp_path / "var/lib/nacre/images"
+    rubbish = data / "blobs/sha256" / ("0" * 64)
+    rubbish.touch()
+    somebody = StoreLock(str(data / "lock"))
+    images = Store(config.load(str(tmp_path)))
+    with somebody.shared():
+        await images.open()
+        assert rubbish.exists()
+    await images.close()
+    somebody.close()
+    assert not rubbish.exists()
+
+
 async def test_layers_that_a_power_loss_emptied_are_unpacked_again_at_open(tmp_path: Path) -> None:
     async with store(tmp_path) as images:
         (image,) = await images.import_archive(archive(tmp_path, "a", BASE, layer(file("x", b"1"))))
@@ -293,6 +311,18 @@ asyncio.run(main())
 """
 
 
+def until_nobody_adds(prefix: Path) -> None:
+    """A killed process's unpacker dies with it, but a moment later, and holds its lock until then."""
+    try:
+        lock = os.open(prefix / "var/lib/nacre/images/lock", os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        os.close(lock)
+
+
 async def test_a_kill_at_any_step_leaves_what_the_next_open_finishes_or_undoes(tmp_path: Path) -> None:
     """The steps are counted: the child is killed before each call that changes the disk, until it survives."""
     path = archive(tmp_path, "a", BASE, layer(file("x", b"1")))
@@ -303,6 +333,7 @@ async def test_a_kill_at_any_step_leaves_what_the_next_open_finishes_or_undoes(t
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
+        until_nobody_adds(prefix)
         async with store(prefix) as images:
             found = images.get("a")
             for image in images.list():

@@ -79,7 +79,10 @@ class Store:
             raise
 
     async def close(self) -> None:
-        """End pulls and builds under way (what they have fetched is kept for the next), wait for deletions."""
+        """End pulls and builds under way (what they have fetched is kept for the next), wait for deletions.
+
+        What could not be collected because somebody was adding content is, if nobody does so any more.
+        """
         if not self._opened:
             return
         self._opened = False
@@ -87,6 +90,8 @@ class Store:
             await self._puller.close()
             self._puller = None
         await self._erofs.close()
+        if self._garbage:
+            await self._collect()
         await asyncio.to_thread(self._thread.shutdown)
         self._database.close()
         self._lock.close()
