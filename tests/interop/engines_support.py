@@ -25,6 +25,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PEERS = REPOSITORY / ".cache" / "peers"
 RUNTIME = Path(sys.executable).parent / "nacre-runc"
 IMAGE = "nacre.test/busybox:1"
+MANAGER = os.environ.get(
+    "NACRE_TEST_CGROUPS", "cgroupfs"
+)  # "systemd" in machines whose init it is (tests/vm/test_engines_systemd.py)
+CALL_S = int(os.environ.get("NACRE_TEST_CALL_S", "120"))
 APPLETS = frozenset(
     {"cat", "chmod", "echo", "env", "false", "grep", "hostname", "id", "kill", "ls", "mount", "ps"}
     | {"readlink", "seq", "sh", "sleep", "stat", "touch", "true", "tty", "wc"}
@@ -36,7 +40,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 seccomp_profile = "{seccomp}"
 log_driver = "k8s-file"
 [engine]
-cgroup_manager = "cgroupfs"
+cgroup_manager = "{manager}"
 events_logger = "file"
 runtime = "nacre"
 conmon_path = ["{conmon}"]
@@ -53,8 +57,14 @@ network_config_dir = "{place}/net"
 
 
 def group(place: Path) -> str:
-    """The cgroup that everything of one engine lies in: tests may run side by side."""
-    return f"/nacre-test-engines-{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+    """The cgroup that everything of one engine lies in, as `--cgroup-parent` has it: tests may run side by side."""
+    own = hashlib.sha256(bytes(place)).hexdigest()[:8]
+    return f"nacretestengines{own}.slice" if MANAGER == "systemd" else f"/nacre-test-engines-{own}"
+
+
+def _path(place: Path) -> str:
+    """Its directory below the hierarchies."""
+    return "/" + group(place).lstrip("/")
 
 
 def found(name: str) -> str:
@@ -98,7 +108,7 @@ class Engine:
     place: Path
     program: str
 
-    def call(self, *words: str, timeout_s: int = 120, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def call(self, *words: str, timeout_s: int = CALL_S, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         settings = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         return subprocess.run(
             [found(self.program), *words],
@@ -136,7 +146,12 @@ def settle(place: Path) -> None:
     helpers = [path for path in HELPERS if os.path.isdir(path)]
     init = next(f"{path}/catatonit" for path in helpers if os.path.exists(f"{path}/catatonit"))
     text = CONTAINERS_CONF.format(
-        seccomp=seccomp_profile(), conmon=found("conmon"), helpers=str(helpers).replace("'", '"'), init=init, place=place
+        seccomp=seccomp_profile(),
+        conmon=found("conmon"),
+        helpers=str(helpers).replace("'", '"'),
+        init=init,
+        place=place,
+        manager=MANAGER,
     )
     (place / "containers.conf").write_text(text)
     (place / "runtime").write_text(f'#!/bin/sh\nexec {RUNTIME} --root {place}/state "$@"\n')
@@ -180,7 +195,7 @@ def _groups(place: Path) -> list[str]:
     layout = cgroups.discover()
     made = []
     for hierarchy in layout.hierarchies:
-        top = layout.directory(hierarchy, group(place))
+        top = layout.directory(hierarchy, _path(place))
         if os.path.isdir(top) and not (layout.mode == "hybrid" and hierarchy.version == 2):
             made += [entry.path for entry in os.scandir(top) if entry.is_dir() and entry.name != "conmon"]
     return made
@@ -193,11 +208,11 @@ def sweep(place: Path) -> None:
     for point in reversed(points):
         mounts.umount2(point, UnmountFlag.DETACH | UnmountFlag.NOFOLLOW)
     layout = cgroups.discover()
-    own = cgroups.Cgroup(layout, group(place))
+    own = cgroups.Cgroup(layout, _path(place))
     own.kill()
     own.remove()
     for hierarchy in layout.hierarchies:  # conmon's group lies in hierarchies without controllers too
-        top = layout.directory(hierarchy, group(place))
+        top = layout.directory(hierarchy, _path(place))
         for path, _, _ in os.walk(top, topdown=False) if os.path.isdir(top) else ():
             os.rmdir(path)
         with suppress(OSError):  # `kube play` takes no parent and uses podman's own: not ours while it holds anything
@@ -205,6 +220,6 @@ def sweep(place: Path) -> None:
                 os.rmdir(path)
     for entry in os.scandir("/sys/fs/cgroup") if layout.mode != "v2" else ():  # podman makes directories for what is not mounted
         if entry.is_dir(follow_symlinks=False) and not os.path.ismount(entry.path):
-            shutil.rmtree(f"{entry.path}{group(place)}", ignore_errors=True)
+            shutil.rmtree(f"{entry.path}{_path(place)}", ignore_errors=True)
             with suppress(OSError):
                 os.rmdir(entry.path)

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines_support import RUNTIME, environment, found
+from engines_support import MANAGER, RUNTIME, environment, found
 
 from nacre.cli.bench import drive, engine, peer
 from nacre.wire import cri_pb2
+
+SLICE = "nacrebench.slice" if MANAGER == "systemd" else ""
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def containerd() -> Iterator[engine.Engine]:
     with pytest.MonkeyPatch.context() as patch, engine.workplace() as place:
         patch.setenv("PYTHONPYCACHEPREFIX", environment(Path(place))["PYTHONPYCACHEPREFIX"])
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        with peer.containerd(place, engine.build_image(place), runtime=str(RUNTIME)) as made:
+        with peer.containerd(place, engine.build_image(place), runtime=str(RUNTIME), slice=SLICE) as made:
             yield made
 
 
@@ -27,9 +29,15 @@ def ctr(containerd: engine.Engine, *words: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, stdin=subprocess.DEVNULL)
 
 
+def options(name: str) -> tuple[str, ...]:
+    """Of `ctr run`: the runtime and a cgroup."""
+    if SLICE:
+        return ("--runc-binary", str(RUNTIME), "--runc-systemd-cgroup", "--cgroup", f"{SLICE}:ctr:{name}")
+    return ("--runc-binary", str(RUNTIME), "--cgroup", f"{engine.CGROUP}/containerd/{name}")
+
+
 def run(containerd: engine.Engine, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-    options = ("--rm", "--runc-binary", str(RUNTIME), "--cgroup", f"{engine.CGROUP}/containerd/{name}")
-    return ctr(containerd, "run", *options, engine.IMAGE, name, *words)
+    return ctr(containerd, "run", "--rm", *options(name), engine.IMAGE, name, *words)
 
 
 def test_a_pod_by_cri_comes_up_executes_and_goes(containerd: engine.Engine) -> None:
@@ -39,6 +47,9 @@ def test_a_pod_by_cri_comes_up_executes_and_goes(containerd: engine.Engine) -> N
         status = containerd.runtime.ContainerStatus(cri_pb2.ContainerStatusRequest(container_id=pod.container)).status
         assert status.state == cri_pb2.CONTAINER_RUNNING
         pod.execute()
+        if SLICE:
+            groups = [path.read_text() for path in Path("/sys/fs/cgroup", SLICE).glob("cri-containerd-*.scope/cgroup.procs")]
+            assert len(groups) == 2 and all(groups), "of the sandbox and its container, each with a process"
         request = cri_pb2.ExecSyncRequest(container_id=pod.container, cmd=["/bin/sh", "-c", "echo out; echo err >&2; exit 3"])
         answer = containerd.runtime.ExecSync(request)
         assert (answer.exit_code, answer.stdout, answer.stderr) == (3, b"out\n", b"err\n")
@@ -54,15 +65,15 @@ def test_ctr_runs_a_container_and_gets_its_output_and_exit_code(containerd: engi
 
 @pytest.mark.slow
 def test_ctr_executes_pauses_and_kills(containerd: engine.Engine) -> None:
-    options = ("-d", "--runc-binary", str(RUNTIME), "--cgroup", f"{engine.CGROUP}/containerd/task")
-    assert ctr(containerd, "run", *options, engine.IMAGE, "task", "/bin/sleep", "1000").returncode == 0
+    assert ctr(containerd, "run", "-d", *options("task"), engine.IMAGE, "task", "/bin/sleep", "1000").returncode == 0
     try:
         assert ctr(containerd, "task", "exec", "--exec-id", "one", "task", "/bin/true").returncode == 0
         assert ctr(containerd, "task", "pause", "task").returncode == 0
         assert "PAUSED" in ctr(containerd, "task", "ls").stdout
         assert ctr(containerd, "task", "resume", "task").returncode == 0
         assert len(ctr(containerd, "task", "ps", "task").stdout.splitlines()) == 2
-        assert "pids.current" in ctr(containerd, "task", "metrics", "task").stdout
+        metrics = ctr(containerd, "task", "metrics", "task")
+        assert "pids.current" in metrics.stdout, metrics
     finally:
         ctr(containerd, "task", "kill", "-s", "KILL", "task")
         ctr(containerd, "task", "delete", "task")

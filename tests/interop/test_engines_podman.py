@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines_support import IMAGE, Engine, engine, environment, found, group
+from engines_support import IMAGE, MANAGER, Engine, engine, environment, found, group
+
+from nacre.linux import cgroups
+
+LIMITS = (
+    "/sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"
+    if cgroups.discover().mode == "v2"
+    else "/sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max"
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,7 @@ def test_stats_top_and_update_see_its_cgroup(podman: Engine, up: str) -> None:
     assert figures[0]["pids"] == "1" and figures[0]["mem_usage"].startswith(tuple("123456789"))
     assert "sleep 1000" in podman("top", up)
     podman("update", "--memory", "64m", up)
-    assert podman("exec", up, "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes") == str(64 << 20)
+    assert podman("exec", up, "sh", "-c", f"cat {LIMITS}").split()[0] == str(64 << 20)
 
 
 @pytest.mark.slow
@@ -155,7 +163,7 @@ def test_a_user_namespace_maps_the_containers_root_to_nobody_of_the_host(podman:
 
 @pytest.mark.slow
 def test_limits_capabilities_and_seccomp_reach_the_process(podman: Engine) -> None:
-    script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max; grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status"
+    script = f"cat {LIMITS}; grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status"
     options = (
         "--memory",
         "64m",
@@ -215,3 +223,20 @@ def test_the_runtime_named_on_the_command_line_is_used_and_its_words_reach_the_u
     assert podman(*words, "echo", "so") == "so"
     done = podman.call(*words, "no-such-command")
     assert done.returncode == 127 and "no-such-command" in done.stderr and "executable file not found in $PATH" in done.stderr
+
+
+@pytest.mark.skipif(MANAGER != "systemd", reason="takes a machine whose root filesystem has a systemd")
+def test_a_systemd_runs_in_a_container_and_ends_when_it_is_stopped(podman: Engine, tmp_path: Path) -> None:
+    subprocess.run(["mount", "--bind", "/", str(tmp_path)], check=True)
+    try:
+        options = ("--network", "none", "--cgroup-parent", group(podman.place), "--systemd", "always", "--stop-timeout", "120")
+        words = ("--rootfs", f"{tmp_path}:O", "/lib/systemd/systemd", "--unit=basic.target")
+        podman("run", "-d", "--name", "machine", *options, *words)
+        active = ("timeout", "240", "sh", "-c", "until systemctl is-active basic.target; do sleep 1; done")
+        assert podman("exec", "machine", *active).splitlines()[-1] == "active"
+        assert podman("exec", "machine", "cat", "/proc/1/cgroup") == "0::/init.scope"
+        podman("stop", "machine")
+        assert podman("inspect", "machine", "--format", "{{.State.ExitCode}}") == "0"
+    finally:
+        podman("rm", "-f", "-t", "0", "machine")
+        subprocess.run(["umount", str(tmp_path)], check=True)

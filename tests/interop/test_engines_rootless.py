@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines_support import IMAGE, PEERS, RUNTIME, environment, found, image, settle
+from engines_support import IMAGE, MANAGER, PEERS, RUNTIME, environment, found, image, settle
 
 pytestmark = pytest.mark.slow
 USER = 4322
 NETLESS = ("--network", "none")
+SESSION = (
+    f"/run/user/{USER}" if MANAGER == "systemd" else ""
+)  # of a systemd of the user's own, which the machine's job has started
 
 
 class Ordinary:
@@ -45,7 +48,7 @@ class Ordinary:
             env=environment(self.place)
             | {
                 "PATH": f"{self.place}/tools:{os.environ['PATH']}",
-                "XDG_RUNTIME_DIR": f"{self.place}/run",
+                "XDG_RUNTIME_DIR": SESSION or f"{self.place}/run",
                 "PYTHONPYCACHEPREFIX": "",
             },
             stdin=subprocess.DEVNULL,
@@ -64,7 +67,8 @@ class Ordinary:
     def processes(self) -> list[str]:
         """Those that have not ended; whether process 1 has reaped one that has is its affair."""
         owners = (USER, *range(400000, 465536))
-        return [one.name for one in Path("/proc").iterdir() if one.name.isdigit() and _owner_alive(one) in owners]
+        found = [one for one in Path("/proc").iterdir() if one.name.isdigit() and _owner_alive(one) in owners]
+        return [one.name for one in found if not (SESSION and _is_a_service(one))]
 
 
 def _owner_alive(process: Path) -> int:
@@ -73,6 +77,11 @@ def _owner_alive(process: Path) -> int:
         return -1 if ended else process.stat().st_uid
     except (FileNotFoundError, ProcessLookupError):
         return -1
+
+
+def _is_a_service(process: Path) -> bool:
+    """The user's systemd and the bus that it starts for podman."""
+    return (process / "cgroup").read_text().strip().endswith(("/init.scope", ".service"))
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +137,19 @@ def test_a_failing_program_and_a_missing_one_are_told_apart(ordinary: Ordinary) 
     assert ordinary.call(found("podman"), "run", "--rm", *NETLESS, IMAGE, "sh", "-c", "exit 7").returncode == 7
     missing = ordinary.call(found("podman"), "run", "--rm", *NETLESS, IMAGE, "no-such-program")
     assert missing.returncode == 127 and "executable file not found" in missing.stderr
+
+
+@pytest.mark.skipif(MANAGER != "systemd", reason="the user's own systemd has to make the cgroups")
+def test_limits_hold_in_a_scope_of_the_users_own_systemd(ordinary: Ordinary) -> None:
+    limits = ("--memory", "64m", "--pids-limit", "20")
+    ordinary.podman("run", "-d", "--name", "limited", *NETLESS, *limits, IMAGE, "sleep", "1000")
+    pid = ordinary.podman("inspect", "limited", "--format", "{{.State.Pid}}")
+    scope = Path("/proc", pid, "cgroup").read_text().partition("0::/")[2].strip()
+    assert "/user.slice/libpod-" in scope
+    group = Path("/sys/fs/cgroup", scope)
+    assert [(group / name).read_text().strip() for name in ("memory.max", "pids.max")] == [str(64 << 20), "20"]
+    assert ordinary.podman("stats", "--no-stream", "--format", "{{.PIDs}}", "limited") == "1"
+    ordinary.podman("pause", "limited")
+    ordinary.podman("unpause", "limited")
+    ordinary.podman("rm", "--force", "--time", "0", "limited")
+    assert not group.exists()

@@ -10,11 +10,12 @@ from test_runc_matrix import proven
 
 PROBE = REPOSITORY / "tests" / "vm" / "user_probe.py"
 # A manager as logind would start it; what speaks to it is outside of its part of the cgroups, as a login's session is.
-JOB = f"""echo mine:x:4322:4322::/home/mine:/bin/sh >> /etc/passwd; echo mine:x:4322: >> /etc/group
+MANAGER = """echo mine:x:4322:4322::/home/mine:/bin/sh >> /etc/passwd; echo mine:x:4322: >> /etc/group
 mkdir -p /run/user/4322; chown 4322:4322 /run/user/4322; chmod 700 /run/user/4322; export XDG_RUNTIME_DIR=/run/user/4322
 systemd-run -q --unit=mine --uid=4322 --gid=4322 -p Delegate=yes -p Type=notify -E XDG_RUNTIME_DIR=/run/user/4322 \\
     /lib/systemd/systemd --user || exit 9
-setpriv --reuid 4322 --regid 4322 --clear-groups env HOME=/run/user/4322 python {PROBE}
+"""
+JOB = f"""{MANAGER}setpriv --reuid 4322 --regid 4322 --clear-groups env HOME=/run/user/4322 python {PROBE}
 """
 PROVEN = (
     "PLACED in the user's own manager",

@@ -37,6 +37,7 @@ class Engine:
     version: Callable[[], str]
     restart_with: Callable[[int], None] | None = None
     prepare: Callable[[], None] | None = None
+    slice: str = ""  # systemd's, for its pods, where that makes the engine's cgroups
     channel: Any = None
     runtime: Any = None
     images: Any = None
@@ -78,7 +79,7 @@ class Engine:
             hostname="bench",
             log_directory=logs,
             linux=cri_pb2.LinuxPodSandboxConfig(
-                cgroup_parent=f"{CGROUP}/{self.name}/pods/{uid}",
+                cgroup_parent=self.slice or f"{CGROUP}/{self.name}/pods/{uid}",
                 security_context=cri_pb2.LinuxSandboxSecurityContext(namespace_options=namespaces()),
             ),
         )

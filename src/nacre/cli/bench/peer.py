@@ -40,12 +40,16 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         BinaryName = "{runc}"
+        SystemdCgroup = {systemd}
 """
 
 
 @contextmanager
-def containerd(place: str, archive: str, runtime: str = "") -> Iterator[engine.Engine]:
-    """A running containerd with the image imported; `runtime` is another OCI binary than runc. Raises NotFound naming what is missing."""
+def containerd(place: str, archive: str, runtime: str = "", slice: str = "") -> Iterator[engine.Engine]:
+    """A running containerd with the image imported; `runtime` is another OCI binary than runc, `slice` one of systemd's for the pods.
+
+    Raises NotFound naming what is missing.
+    """
     binary, runc = _need("containerd", "containerd"), runtime or _need("runc", "runc")
     plugins = next((path for path in map(os.path.abspath, PLUGIN_DIRS) if os.access(f"{path}/bridge", os.X_OK)), "")
     if not plugins:
@@ -53,7 +57,7 @@ def containerd(place: str, archive: str, runtime: str = "") -> Iterator[engine.E
     own = f"{place}/containerd"
     os.makedirs(f"{own}/cni")
     with open(f"{own}/config.toml", "w") as file:
-        file.write(SETTINGS.format(place=own, pause=engine.PAUSE, plugins=plugins, runc=runc))
+        file.write(SETTINGS.format(place=own, pause=engine.PAUSE, plugins=plugins, runc=runc, systemd=str(bool(slice)).lower()))
     with open(f"{own}/cni/10-bench.conflist", "w") as file:
         json.dump(_network(own), file)
     with engine.group("containerd") as group, open(f"{own}/log", "wb") as log:
@@ -65,7 +69,9 @@ def containerd(place: str, archive: str, runtime: str = "") -> Iterator[engine.E
             start_new_session=True,
             preexec_fn=lambda: engine.enter("containerd"),
         )
-        made = engine.Engine("containerd", f"{own}/containerd.sock", group, f"{own}/logs", lambda: _version(binary, runc))
+        made = engine.Engine(
+            "containerd", f"{own}/containerd.sock", group, f"{own}/logs", lambda: _version(binary, runc), slice=slice
+        )
         try:
             _await_socket(made, process, f"{own}/log")
             ctr = shutil.which("ctr") or os.path.join(os.path.dirname(binary), "ctr")
