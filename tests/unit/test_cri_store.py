@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ async def test_a_note_that_the_disk_refuses_is_logged(tmp_path: Path, caplog: py
     store = Store(str(tmp_path / "cri.db"))
     store.open()
     await store.put(RECORD)
-    with sqlite3.connect(tmp_path / "cri.db") as other:
+    with closing(sqlite3.connect(tmp_path / "cri.db")) as other:
         other.execute("DROP TABLE object")
     store.note(RECORD, started_at=7)
     store.close()
