@@ -1,4 +1,4 @@
-"""SELinux's labels on a container's file systems (config-linux.md "Mount Label"), as the kernel is told of them."""
+"""SELinux's labels on a container's file systems (config-linux.md "Mount Label"), as the kernel is told of them; AppArmor's profiles."""
 
 from __future__ import annotations
 
@@ -92,3 +92,33 @@ def test_the_keyring_has_the_label_of_the_process_that_is_to_use_it() -> None:
         found = plan.setup_steps(document, plan.Host(bundle="/b", security=security), {"id": "x"})
         (keyring,) = (step for step in found if isinstance(step, ps.NewKeyring))
         assert keyring.label == expected
+
+
+@pytest.fixture
+def armor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the kernel says what it has, as on a host with AppArmor and one profile."""
+    monkeypatch.setattr(plan, "_APPARMOR", str(tmp_path / "enabled"))
+    monkeypatch.setattr(plan, "_PROFILES", str(tmp_path / "profiles"))
+    (tmp_path / "enabled").write_text("Y\n")
+    (tmp_path / "profiles").write_text("kept in (enforce)\n")
+    return tmp_path
+
+
+def test_a_profile_is_looked_for_where_the_kernel_lists_them(armor: Path) -> None:
+    assert [text for _, text in plan.security_labels("kept in", "")] == ["exec kept in"]
+    with pytest.raises(Invalid, match="it is not loaded"):
+        plan.security_labels("kept", "")
+    assert plan.security_labels("unconfined", "") == ()
+
+
+def test_a_list_that_the_caller_cannot_see_leaves_the_profile_to_the_kernel(armor: Path) -> None:
+    """podman starts a container in a user namespace from mounts without any below /sys/kernel."""
+    (armor / "profiles").unlink()
+    assert [text for _, text in plan.security_labels("kept", "")] == ["exec kept"]
+
+
+@pytest.mark.parametrize("said", ["N", None])
+def test_a_profile_is_refused_where_apparmor_is_off(armor: Path, said: str | None) -> None:
+    (armor / "enabled").write_text(said) if said else (armor / "enabled").unlink()
+    with pytest.raises(Invalid, match="AppArmor is off"):
+        plan.security_labels("kept", "")

@@ -438,26 +438,14 @@ def cgroup_owner(spec: Tree) -> int | None:
     return None
 
 
+_APPARMOR, _PROFILES = "/sys/module/apparmor/parameters/enabled", "/sys/kernel/security/apparmor/profiles"
+
+
 def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:
     """What to write where for the labels of the next execve. Raises Invalid for a profile that this host cannot give."""
     found: list[tuple[str, str]] = []
     if apparmor and apparmor != "unconfined":
-        profiles = "/sys/kernel/security/apparmor/profiles"
-        try:
-            with open(profiles, encoding="utf-8") as file:
-                loaded = any(line.rpartition(" (")[0] == apparmor for line in file)
-        except OSError as error:
-            raise Invalid(
-                what=f"confine by the AppArmor profile {apparmor}",
-                cause=f"AppArmor is off on this host ({profiles}: {error.strerror})",
-                remedy="remove process.apparmorProfile, or boot with apparmor=1",
-            ) from error
-        if not loaded:
-            raise Invalid(
-                what=f"confine by the AppArmor profile {apparmor}",
-                cause=f"it is not loaded ({profiles} has it not)",
-                remedy="load it with apparmor_parser -r FILE",
-            )
+        _check_profile(apparmor)
         place = "attr/apparmor/exec"
         found.append((place if os.path.exists(f"/proc/self/{place}") else "attr/exec", f"exec {apparmor}"))
     if selinux and not has_selinux():
@@ -469,3 +457,27 @@ def security_labels(apparmor: str, selinux: str) -> tuple[tuple[str, str], ...]:
     if selinux:
         found.append(("attr/exec", selinux))
     return tuple(found)
+
+
+def _check_profile(apparmor: str) -> None:
+    what = f"confine by the AppArmor profile {apparmor}"
+    try:
+        with open(_APPARMOR, encoding="ascii") as file:
+            said = file.read().strip()
+    except OSError as error:
+        said = error.strerror
+    if said != "Y":
+        raise Invalid(
+            what=what,
+            cause=f"AppArmor is off on this host ({_APPARMOR}: {said})",
+            remedy="remove process.apparmorProfile, or boot with apparmor=1",
+        )
+    try:
+        with open(_PROFILES, encoding="utf-8") as file:
+            loaded = any(line.rpartition(" (")[0] == apparmor for line in file)
+    except OSError:
+        return  # podman takes away what lies below /sys/kernel from who makes a container in a user namespace: the kernel knows
+    if not loaded:
+        raise Invalid(
+            what=what, cause=f"it is not loaded ({_PROFILES} has it not)", remedy="load it with apparmor_parser -r FILE"
+        )
