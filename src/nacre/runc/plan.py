@@ -465,7 +465,7 @@ def _check_profile(apparmor: str) -> None:
         with open(_APPARMOR, encoding="ascii") as file:
             said = file.read().strip()
     except OSError as error:
-        said = error.strerror
+        said = str(error.strerror)
     if said != "Y":
         raise Invalid(
             what=what,
