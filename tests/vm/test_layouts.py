@@ -55,7 +55,6 @@ nacre down
 """
 
 VM_PACKAGES = ("qemu-system-x86", "erofs-utils", "lz4")
-# What a machine with udev has loaded; the emulated processor has AMD's virtualization, so VMs run under KVM there.
 # What a machine with udev has loaded; the emulated processor has AMD's virtualization, so the pod's VM runs under KVM there.
 VM_POD = """
 set -e
