@@ -15,7 +15,7 @@ from fcntl import ioctl
 from nacre.linux import capabilities, mounts, namespaces, paths, process
 from nacre.linux.libc import SyscallError, owned, syscall
 from nacre.linux.namespaces import Clone
-from nacre.oci.errors import Failure
+from nacre.oci.errors import Failure, Invalid
 from nacre.oci.values import Value
 from nacre.runc.programs import home_of
 from nacre.runc.steps import PLAIN, Context
@@ -301,11 +301,16 @@ class SetSecurityLabel(Value, kw_only=False):
     text: str
 
     def describe(self) -> str:
-        return f"set the security label {self.text!r}"
+        asked, _, profile = self.text.partition(" ")
+        return f"confine by the AppArmor profile {profile}" if asked == "exec" else f"set the security label {self.text!r}"
 
     def run(self, context: Context) -> None:
         with owned(paths.open_own_proc(self.file, os.O_WRONLY)) as fd:
-            os.write(fd, self.text.encode())
+            try:
+                os.write(fd, self.text.encode())
+            except FileNotFoundError as error:  # AppArmor's answer
+                remedy = "load it with apparmor_parser -r FILE"
+                raise Invalid(what=self.describe(), cause="it is not loaded (the kernel knows it not)", remedy=remedy) from error
 
 
 class BoundCapabilities(Value, kw_only=False):
