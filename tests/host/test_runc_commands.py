@@ -283,7 +283,9 @@ def test_events_has_what_runcs_has(bundle: Bundle) -> None:
     finally:
         other.call("delete", "--force", bundle.name)
     assert mine.keys() == theirs.keys()
-    assert mine["cpuset"] == theirs["cpuset"] and mine["cpu"]["usage"].keys() == theirs["cpu"]["usage"].keys()
+    if "cpus" in theirs["cpuset"]:  # on v2 runc has no figures of it
+        assert mine["cpuset"] == theirs["cpuset"]
+    assert mine["cpu"]["usage"].keys() == theirs["cpu"]["usage"].keys()
     for group in ("usage", "raw"):
         assert mine["memory"][group].keys() == theirs["memory"][group].keys(), group
     assert mine["memory"]["usage"]["limit"] == theirs["memory"]["usage"]["limit"]
