@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,22 @@ class Engine:
     def up(self, name: str, *options: str, script: str = "sleep 1000") -> str:
         words = ("run", "-d", "--name", name, "--network", "none", "--cgroup-parent", group(self.place), *options)
         return self(*words, IMAGE, "sh", "-c", script)
+
+
+def on_a_terminal(words: list[str], settings: dict[str, str] | None = None) -> list[bytes]:
+    """What a command, which must end well, says on a terminal of its own: its words."""
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen(words, env=settings, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    try:
+        while data := os.read(ours, 4096):
+            said += data
+    except OSError:
+        pass  # the terminal's last user is gone
+    os.close(ours)
+    assert done.wait(timeout=CALL_S) == 0, said
+    return said.split()
 
 
 def settle(place: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from engines_support import CALL_S, IMAGE, MANAGER, RUNTIME, image
+from engines_support import CALL_S, IMAGE, MANAGER, RUNTIME, image, on_a_terminal
 
 pytestmark = [
     pytest.mark.slow,
@@ -108,19 +106,8 @@ def test_it_is_entered_paused_looked_at_and_stopped(docker: Docker, up: str) -> 
 
 
 def test_exec_with_a_terminal_has_one_of_the_containers_own(docker: Docker, up: str) -> None:
-    ours, theirs = pty.openpty()
     words = docker.words("exec", "-it", up, "sh", "-c", "tty; test -t 0 && echo interactive")
-    done = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    said = b""
-    try:
-        while data := os.read(ours, 4096):
-            said += data
-    except OSError:
-        pass  # the terminal's last user is gone
-    os.close(ours)
-    assert done.wait(timeout=CALL_S) == 0
-    assert said.split() == [b"/dev/pts/0", b"interactive"]
+    assert on_a_terminal(words) == [b"/dev/pts/0", b"interactive"]
 
 
 def test_limits_rights_and_mounts_are_what_they_were_asked_to_be(docker: Docker, tmp_path: Path) -> None:

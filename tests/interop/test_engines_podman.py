@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines_support import IMAGE, MANAGER, Engine, engine, environment, found, group
+from engines_support import IMAGE, MANAGER, Engine, engine, environment, found, group, on_a_terminal
 
 from nacre.linux import cgroups
 
@@ -74,19 +73,8 @@ def test_a_program_in_no_format_of_the_kernels_ends_with_126_and_is_told_why_in_
 
 @pytest.mark.slow
 def test_exec_with_a_terminal_has_one_of_the_containers_own(podman: Engine, up: str) -> None:
-    ours, theirs = pty.openpty()
     words = [found("podman"), "exec", "-it", up, "sh", "-c", "tty; test -t 0 && echo interactive"]
-    done = subprocess.Popen(words, env=environment(podman.place), stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    said = b""
-    try:
-        while data := os.read(ours, 4096):
-            said += data
-    except OSError:
-        pass  # the terminal's last user is gone
-    os.close(ours)
-    assert done.wait(timeout=60) == 0
-    assert said.split() == [b"/dev/pts/0", b"interactive"]
+    assert on_a_terminal(words, environment(podman.place)) == [b"/dev/pts/0", b"interactive"]
 
 
 @pytest.mark.slow
