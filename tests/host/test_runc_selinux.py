@@ -14,6 +14,16 @@ pytestmark = pytest.mark.skipif(
 )
 FILES = "system_u:object_r:tmp_t:s0:c1,c2"
 PROCESS = "system_u:system_r:initrc_t:s0:c1,c2"
+CONFINED = "system_u:system_r:nacre_test_t:s0:c1,c2"  # of tests/vm/selinux.cil
+
+
+def enforces(label: str) -> bool:
+    """Whether SELinux is not merely permissive, and its policy knows `label`."""
+    try:
+        with open("/sys/fs/selinux/enforce") as told, open("/sys/fs/selinux/context", "wb", buffering=0) as context:
+            return told.read() == "1" and context.write(label.encode()) > 0
+    except OSError:
+        return False
 
 
 @pytest.fixture
@@ -52,3 +62,15 @@ def test_a_label_that_the_policy_does_not_know_is_told(bundle: Bundle) -> None:
     assert "mount tmpfs on /dev" in told and "errno 22" in told
     bundle.linux["mountLabel"], bundle.process["selinuxLabel"] = FILES, "nobody:knows:this_t:s0"
     assert "set the security label" in bundle.refuses("true") or "session keyring" in bundle.refuses("true")
+
+
+@pytest.mark.skipif(not enforces(CONFINED), reason="SELinux is not enforcing, or does not know nacre_test_t")
+def test_a_process_is_confined_to_what_its_label_may_touch(bundle: Bundle) -> None:
+    """The type may read what is unlabelled, as the bundle is, and nothing that /etc/shadow's label is on."""
+    for name in ("open", "closed"):
+        (bundle.rootfs / name).write_text(f"{name}\n")
+    os.setxattr(bundle.rootfs / "closed", "security.selinux", b"system_u:object_r:shadow_t:s0")
+    del bundle.linux["mountLabel"]
+    bundle.process["selinuxLabel"] = CONFINED
+    assert bundle.run("cat /open").stdout == "open\n"
+    assert "Permission denied" in bundle.run("cat /closed").stderr
